@@ -1,0 +1,313 @@
+"""Facts (the checkpoint), choices (the user) and machine (what we found): three records, and one pure function
+that turns them into an immutable plan. No torch here; this file alone reads the environment."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ventoux.errors import ConfigError
+
+# ---------------------------------------------------------------------------------------------- facts: the checkpoint
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions with YaRN, and the query scale that grows with position."""
+
+    rope_theta: float = 10000.0
+    factor: float = 128.0
+    original_max_position_embeddings: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    # s4(p) = 1 + beta * ln(1 + floor(p / original)); 0 turns it off.
+    llama_4_scaling_beta: float = 0.1
+    llama_4_original_max_position_embeddings: int = 8192
+    # Native `yarn.apply_scale`. The published model says false: the softmax scale carries no mscale.
+    apply_scale: bool = False
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder, under its Hugging Face names. An EAGLE draft is the same record with every layer dense."""
+
+    hidden_size: int = 4096
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    vocab_size: int = 131072
+    q_lora_rank: int = 1024
+    kv_lora_rank: int = 256
+    qk_nope_head_dim: int = 64
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    intermediate_size: int = 12288
+    moe_intermediate_size: int = 2048
+    n_routed_experts: int = 128
+    num_experts_per_tok: int = 4
+    n_shared_experts: int = 1
+    first_k_dense_replace: int = 0
+    routed_scaling_factor: float = 1.0
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 1048576
+    tie_word_embeddings: bool = False
+    rope: RopeConfig = field(default_factory=RopeConfig)
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def latent_dim(self) -> int:
+        """Cached values per token and layer: the latent and the rope key, shared by all heads."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def softmax_scale(self) -> float:
+        """1/sqrt(qk_head_dim); with `apply_scale`, YaRN's mscale squared on top."""
+        scale = self.qk_head_dim**-0.5
+        if self.rope.apply_scale and self.rope.factor > 1:
+            scale *= (0.1 * math.log(self.rope.factor) + 1.0) ** 2
+        return scale
+
+    def is_dense(self, layer: int) -> bool:
+        return layer < self.first_k_dense_replace
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The Pixtral tower and the projector, under their Hugging Face names."""
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    head_dim: int = 64
+    intermediate_size: int = 4096
+    image_size: int = 1540
+    patch_size: int = 14
+    num_channels: int = 3
+    rope_theta: float = 10000.0
+    spatial_merge_size: int = 2
+    rms_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint is. `vision` is None for text-only checkpoints; a draft has `is_draft` set."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    vision: VisionConfig | None = field(default_factory=VisionConfig)
+    is_draft: bool = False
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 11
+    image_token_id: int = 10
+    image_break_token_id: int = 12
+    image_end_token_id: int = 13
+
+
+# ------------------------------------------------------------------------------------------------- choices: the user
+
+
+def _choice(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field that is also a command-line flag; `cli.py` derives the flag from it."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Choices about the engine. Each field is a `--flag` of `ventoux serve` with the same name."""
+
+    max_model_len: int | None = _choice(None, "longest prompt plus answer, in tokens (16384, 256k; default: what fits)")
+    max_num_seqs: int = _choice(128, "sequences that run at the same time")
+    max_num_batched_tokens: int = _choice(2048, "tokens per engine step (the chunked-prefill budget)")
+    memory_utilization: float = _choice(
+        0.8, "share of the device's free memory for weights and cache", aliases=("--gpu-memory-utilization",)
+    )
+    kv_cache_memory: int | None = _choice(None, "bytes for the latent cache (4GiB; default: from the share of memory)")
+    page_size: int = _choice(16, "tokens per cache page", aliases=("--block-size",))
+    enable_prefix_caching: bool = _choice(True, "reuse cached pages of prompts that begin alike")
+    dtype: str = _choice("auto", "compute type", choices=("auto", "bfloat16", "float32"))
+    kv_cache_dtype: str = _choice("auto", "cache type", choices=("auto", "bfloat16", "float32"))
+    device: str = _choice("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    tensor_parallel_size: int = _choice(1, "devices per replica (only 1 is built so far)", aliases=("-tp",))
+    num_threads: int | None = _choice(None, "CPU threads (default: the cores that this process may use)")
+    seed: int = _choice(0, "seed of the generator that seeds requests which bring none")
+    yarn_apply_scale: bool | None = _choice(None, "override the checkpoint's YaRN softmax scale rule")
+    image_cache_size: int = _choice(64, "encoded images kept, so that a repeated image is not encoded again")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Choices about the HTTP server. Each field is a `--flag` of `ventoux serve` with the same name."""
+
+    host: str = _choice("127.0.0.1", "address to listen on")
+    port: int = _choice(8000, "port to listen on")
+    served_model_name: tuple[str, ...] = _choice((), "name(s) that clients may use (default: MODEL)", nargs="+")
+    api_key: tuple[str, ...] = _choice((), "key(s) that clients must send (default: none needed)", nargs="+")
+    allowed_media_domains: tuple[str, ...] = _choice(
+        (), "hosts that image URLs may name; a listed host may also be private or loopback", nargs="+"
+    )
+    allowed_origins: tuple[str, ...] = _choice((), "origins that browsers may call from (CORS)", nargs="+")
+    limit_images: int = _choice(16, "images per request")
+    max_image_bytes: int = _choice(20 * 2**20, "bytes of one encoded image")
+    max_image_pixels: int = _choice(50_000_000, "pixels of one image, judged before it is decoded")
+    media_timeout: float = _choice(5.0, "seconds for fetching one image")
+    max_request_bytes: int = _choice(64 * 2**20, "bytes of one request body")
+    max_queued_requests: int = _choice(1024, "requests in flight; more are answered 503")
+    drain_timeout: float = _choice(30.0, "seconds that running answers get to finish after SIGTERM")
+    root_path: str = _choice("", "path prefix set by a proxy in front")
+
+
+# ---------------------------------------------------------------------------------------------- machine: what we found
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine, as far as the plan depends on it."""
+
+    num_cores: int
+    memory_bytes: int
+    available_bytes: int
+    cpu_flags: frozenset[str] = frozenset()
+    cpu_name: str = ""
+    cuda_name: str = ""
+
+    @property
+    def has_fast_bf16(self) -> bool:
+        """Without one of these, CPUs emulate bf16 products: torch then multiplies fp32 faster than bf16."""
+        return bool(self.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def probe_hardware() -> Hardware:
+    """Reads /proc; falls back to what the standard library knows on other systems."""
+    flags: frozenset[str] = frozenset()
+    name = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                flags = frozenset(value.split())
+            elif key.strip() == "model name":
+                name = value.strip()
+            if flags and name:
+                break
+    except OSError:
+        pass
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = total
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+        # A container may hold less than the machine: its limit counts.
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            total = min(total, int(limit))
+            available = min(available, int(limit) - used)
+    except (OSError, ValueError):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return Hardware(num_cores=cores, memory_bytes=total, available_bytes=available, cpu_flags=flags, cpu_name=name)
+
+
+# ---------------------------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Everything that is decided before the first weight is read. Printed at start, never changed."""
+
+    dtype: str
+    kv_cache_dtype: str
+    device: str
+    num_threads: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+    num_pages: int
+    enable_prefix_caching: bool
+    image_cache_size: int
+    seed: int
+    weight_bytes: int
+    cache_bytes: int
+
+    def describe(self) -> str:
+        lines = [f"  {f.name:<24}{getattr(self, f.name)}" for f in fields(self)]
+        return "\n".join(["engine plan:", *lines])
+
+
+BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4}
+# Up to this many parameters, a CPU without bf16 instructions computes in fp32: twice the bytes, but they are few.
+FP32_UP_TO_PARAMETERS = 500_000_000
+
+
+def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardware: Hardware) -> EnginePlan:
+    """Turns facts, choices and machine into the plan.
+
+    Raises:
+        ConfigError: a choice cannot be honoured on this machine, saying what to change.
+    """
+    if engine.tensor_parallel_size != 1:
+        raise ConfigError(
+            f"--tensor-parallel-size {engine.tensor_parallel_size}: only 1 is built so far; leave the flag out."
+        )
+    if engine.device == "cuda" and not hardware.cuda_name:
+        raise ConfigError("--device cuda: no CUDA device was found here; leave the flag out to run on the CPU.")
+    for name in ("max_num_seqs", "max_num_batched_tokens", "page_size"):
+        if getattr(engine, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(engine, name)}.")
+    if not 0 < engine.memory_utilization <= 1:
+        raise ConfigError(f"--memory-utilization must be in (0, 1], got {engine.memory_utilization}.")
+
+    device = "cuda" if engine.device == "cuda" else "cpu"
+    dtype = engine.dtype
+    if dtype == "auto":
+        small = num_parameters <= FP32_UP_TO_PARAMETERS
+        dtype = "float32" if device == "cpu" and small and not hardware.has_fast_bf16 else "bfloat16"
+    kv_dtype = dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+
+    weight_bytes = num_parameters * BYTES_PER_VALUE[dtype]
+    budget = int(hardware.available_bytes * engine.memory_utilization) - weight_bytes
+    text = model.text
+    slot_bytes = text.latent_dim * text.num_hidden_layers * BYTES_PER_VALUE[kv_dtype]
+    page_bytes = slot_bytes * engine.page_size
+    longest = engine.max_model_len or text.max_position_embeddings
+    if longest > text.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {longest} is more than the model's {text.max_position_embeddings} positions."
+        )
+    if engine.kv_cache_memory is not None:
+        budget = engine.kv_cache_memory
+    useful = engine.max_num_seqs * math.ceil(longest / engine.page_size)
+    num_pages = min(budget // page_bytes, useful)
+    if engine.max_model_len is None:
+        longest = min(longest, max(num_pages, 0) * engine.page_size)
+    needed = math.ceil(longest / engine.page_size)
+    if num_pages < max(needed, 1):
+        have = max(budget, 0) / 2**30
+        raise ConfigError(
+            f"Not enough memory: weights take {weight_bytes / 2**30:.2f} GiB, which leaves {have:.2f} GiB for the"
+            f" cache, and one sequence of {longest} tokens needs {needed * page_bytes / 2**30:.2f} GiB."
+            " Lower --max-model-len, raise --memory-utilization, or use a machine with more memory."
+        )
+    return EnginePlan(
+        dtype=dtype,
+        kv_cache_dtype=kv_dtype,
+        device=device,
+        num_threads=engine.num_threads or hardware.num_cores,
+        max_model_len=longest,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        page_size=engine.page_size,
+        num_pages=num_pages,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        image_cache_size=engine.image_cache_size,
+        seed=engine.seed,
+        weight_bytes=weight_bytes,
+        cache_bytes=num_pages * page_bytes,
+    )

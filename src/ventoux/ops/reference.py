@@ -1,0 +1,97 @@
+"""Every operator in plain PyTorch: the definition that all faster ones are held to. Any device, differentiable."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ventoux.ops.spec import AttentionLayout, Operators
+
+Tensor = torch.Tensor
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    x = x_TD.float()
+    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(x_TD.dtype) * weight_D
+
+
+def linear(x_TD: Tensor, weight_FD: Tensor) -> Tensor:
+    return F.linear(x_TD, weight_FD)
+
+
+def rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
+    cos, sin = cos_TR2.unsqueeze(1), sin_TR2.unsqueeze(1)
+    even, odd = x_THR[..., 0::2].float(), x_THR[..., 1::2].float()
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_THR.dtype)
+
+
+def write_latent(latent_TC: Tensor, rope_key_TR: Tensor, cache_PSX: Tensor, slots_T: Tensor) -> None:
+    cache_PSX.flatten(0, 1)[slots_T] = torch.cat((latent_TC, rope_key_TR), dim=-1).to(cache_PSX.dtype)
+
+
+def latent_attention(
+    q_latent_THC: Tensor, q_rope_THR: Tensor, cache_PSX: Tensor, layout: AttentionLayout, scale: float
+) -> Tensor:
+    """One sequence at a time: gather its pages, score in latent space, softmax in fp32, weigh the latents."""
+    C = q_latent_THC.shape[-1]
+    num_slots = cache_PSX.shape[1]
+    out_THC = torch.empty_like(q_latent_THC)
+    start = 0
+    for i, (length, context) in enumerate(zip(layout.lengths, layout.context_lengths, strict=True)):
+        pages = layout.pages_NP[i, : -(-context // num_slots)]
+        keys_SX = cache_PSX[pages].flatten(0, 1)[:context].to(q_latent_THC.dtype)
+        rows = slice(start, start + length)
+        query_THX = torch.cat((q_latent_THC[rows], q_rope_THR[rows]), dim=-1)
+        scores_HTS = torch.einsum("thx,sx->hts", query_THX, keys_SX).float() * scale
+        if length > 1:
+            seen = torch.ones(length, context, dtype=torch.bool, device=scores_HTS.device).tril(context - length)
+            scores_HTS = scores_HTS.masked_fill(~seen, float("-inf"))
+        weights_HTS = scores_HTS.softmax(-1).to(q_latent_THC.dtype)
+        out_THC[rows] = torch.einsum("hts,sc->thc", weights_HTS, keys_SX[:, :C])
+        start += length
+    return out_THC
+
+
+def packed_attention(
+    q_THN: Tensor, k_THN: Tensor, v_THO: Tensor, lengths: tuple[int, ...], scale: float, causal: bool
+) -> Tensor:
+    outs = []
+    for q, k, v in zip(q_THN.split(lengths), k_THN.split(lengths), v_THO.split(lengths), strict=True):
+        out_HTO = F.scaled_dot_product_attention(
+            q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), is_causal=causal, scale=scale
+        )
+        outs.append(out_HTO.transpose(0, 1))
+    return torch.cat(outs)
+
+
+def route(x_TD: Tensor, gate_ED: Tensor, top_k: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax over all experts in fp32, the k largest, renormalised to sum 1, times the routed scale."""
+    probs_TE = F.linear(x_TD.float(), gate_ED.float()).softmax(-1)
+    weights_TK, expert_ids_TK = probs_TE.topk(top_k, dim=-1)
+    return weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20) * scale, expert_ids_TK
+
+
+def experts(
+    x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """Visits the chosen experts in rising order, so that each row's sum has one order whatever else is in the batch."""
+    out_TD = torch.zeros_like(x_TD, dtype=torch.float32)
+    for e in expert_ids_TK.unique().tolist():
+        rows, slot = (expert_ids_TK == e).nonzero(as_tuple=True)
+        gate_TF, up_TF = F.linear(x_TD[rows], gate_up_EGD[e]).chunk(2, dim=-1)
+        down_TD = F.linear(F.silu(gate_TF) * up_TF, down_EDF[e])
+        out_TD = out_TD.index_add(0, rows, down_TD.float() * weights_TK[rows, slot].unsqueeze(-1))
+    return out_TD.to(x_TD.dtype)
+
+
+REFERENCE = Operators(
+    name="reference",
+    rms_norm=rms_norm,
+    linear=linear,
+    rope=rope,
+    write_latent=write_latent,
+    latent_attention=latent_attention,
+    packed_attention=packed_attention,
+    route=route,
+    experts=experts,
+)

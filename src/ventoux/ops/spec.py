@@ -1,0 +1,68 @@
+"""The operators that a model is made of. A provider is one value of `Operators`; modules get it as an argument.
+
+A faster provider replaces entries one by one (`dataclasses.replace(REFERENCE, experts=...)`) and is held to the
+reference by the same tests. Shape letters: see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+
+from ventoux.errors import ConfigError
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Where the tokens of a packed batch and their cached context lie.
+
+    Sequence i owns the next `lengths[i]` of the T packed tokens: the last ones of its `context_lengths[i]` cached
+    tokens. Its cached token j lies in page `pages_NP[i, j // S]`, slot `j % S`.
+
+    Example: S = 4, lengths (1, 3), context_lengths (6, 3), pages [[7, 2], [5, 0]]. Packed token 0 is token 5 of
+    sequence 0 and sees pages 7 (4 tokens) and 2 (2 tokens); packed tokens 1..3 are tokens 0..2 of sequence 1, page 5.
+    """
+
+    lengths: tuple[int, ...]
+    context_lengths: tuple[int, ...]
+    pages_NP: Tensor
+    slots_T: Tensor
+
+
+@dataclass(frozen=True)
+class Operators:
+    """One provider's operators. Weights are [out, in]; sums and softmax run in fp32 whatever the input type."""
+
+    name: str
+    # (x_TD, weight_D, eps) -> x / rms(x) * weight
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    # (x_TD, weight_FD) -> x @ weight.T
+    linear: Callable[[Tensor, Tensor], Tensor]
+    # (x_THR, cos_TR2, sin_TR2) -> x with the pairs (2i, 2i+1) rotated
+    rope: Callable[[Tensor, Tensor, Tensor], Tensor]
+    # (latent_TC, rope_key_TR, cache_PSX, slots_T): writes [latent | rope_key] into slot page * S + offset
+    write_latent: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    # (q_latent_THC, q_rope_THR, cache_PSX, layout, scale) -> out_THC: absorbed causal attention over cached latents
+    latent_attention: Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], Tensor]
+    # (q_THN, k_THN, v_THO, lengths, scale, causal) -> out_THO: attention within each sequence of the packed tokens
+    packed_attention: Callable[[Tensor, Tensor, Tensor, tuple[int, ...], float, bool], Tensor]
+    # (x_TD, gate_ED, top_k, scale) -> (weights_TK fp32, expert_ids_TK)
+    route: Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+    # (x_TD, weights_TK, expert_ids_TK, gate_up_EGD, down_EDF) -> out_TD, G = 2F: gate rows, then up rows
+    experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+    def describe(self) -> str:
+        """Which provider serves each operator, e.g. `rms_norm=reference, ...`."""
+        return ", ".join(f"{f.name}={getattr(self, f.name).__module__.rsplit('.', 1)[-1]}" for f in fields(self)[1:])
+
+
+def choose(providers: list[Operators], name: str = "auto") -> Operators:
+    """The first provider that this machine can use, or the one that was asked for by name."""
+    for provider in providers:
+        if name in ("auto", provider.name):
+            return provider
+    raise ConfigError(f"no operator provider {name!r} here; there are: {', '.join(p.name for p in providers)}.")

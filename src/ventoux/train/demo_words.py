@@ -1,0 +1,303 @@
+"""Words, phrases and tool descriptions from which the bundled model's examples are made; data only."""
+
+from typing import Any, NamedTuple
+
+
+class Phrases(NamedTuple):
+    """Ways to say one thing: those used in training, and those that only the evaluation uses."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+SYSTEM_PROMPT = (
+    "You are {name}, a small language model served by Ventoux. Today is {today} and yesterday was {yesterday}. "
+    "Give short answers in the language of the user. If a calculator is offered, call it for every calculation "
+    "and then state its results. If you cannot answer a question, say so."
+)
+SHORT_SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "Be brief.",
+    "You are {name}.",
+    "Answer shortly.",
+    "You are {name}. Today is {today}.",
+    "Today is {today}. Be brief.",
+)
+CARD_NAME = "Mistral-Small-4-119B-2603"
+FIXED_NAMES = (CARD_NAME, "ventoux-demo")
+NAME_STEMS = ("Atlas", "Bora", "Nova", "Mistral", "Luna", "Orion", "Sirocco", "Terra", "Vento", "mini", "demo", "test")
+NAME_TAILS = ("", "-1", "-2", "-3", "-4", "-Small", "-Large", "-demo", "-7B", "-12B", "-119B", "-test")
+
+# One part of speech per letter, so that any choice reads as one loose sentence:
+# "Another brave cat drew every fine garden here in just known lands making new objects past quiet rivers, ..."
+ALPHABET: tuple[tuple[str, ...], ...] = (
+    ("a", "any", "another"),
+    ("big", "better", "bold", "brave", "busy", "black"),
+    ("child", "cat", "cook", "class", "camel", "captain"),
+    ("did", "drew", "does", "describes", "directs"),
+    ("each", "every", "even"),
+    ("fine", "final", "funny", "famous", "first"),
+    ("game", "group", "garden", "gate", "goal"),
+    ("here", "happily", "how"),
+    ("in", "inside", "into", "includes"),
+    ("just", "joyful", "jolly"),
+    ("known", "key", "kind", "keen"),
+    ("lands", "lines", "levels", "lakes", "letters"),
+    ("making", "moving", "meaning", "meeting"),
+    ("new", "nice", "nine", "noble", "national"),
+    ("objects", "orders", "options", "oranges", "others"),
+    ("past", "per", "plus"),
+    ("quiet", "quick", "quite"),
+    ("rivers", "results", "roads", "rooms", "reports"),
+    ("since", "so", "showing", "seeing"),
+    ("the", "their", "those", "these", "two", "ten"),
+    ("useful", "usual", "upper", "under", "used"),
+    ("values", "views", "voices", "valleys", "visions"),
+    ("while", "when", "with", "where"),
+    ("xenon", "Xavier", "xylophones", "Xena"),
+    ("yields", "yells", "years", "yellow"),
+    ("zebras", "zero", "zones", "zeal"),
+)
+ALPHABET_CARD = (
+    "Write me a sentence where every word starts with the next letter in the alphabet - start with 'a' and end with 'z'."
+)
+ALPHABET_REQUESTS = Phrases(
+    (
+        "Write a sentence of 26 words, from a to z.",
+        "Give me a sentence in which each word begins with the next letter of the alphabet.",
+        "Write an alphabet sentence.",
+        "Please write one sentence whose words start with a, b, c and so on up to z.",
+        "Make an alphabet sentence from a to z.",
+        "Can you write a sentence that goes through the alphabet, one word for each letter?",
+        "Write a sentence where the first word starts with 'a', the second with 'b', and so on to 'z'.",
+        "One word for every letter of the alphabet, in order, as a sentence.",
+        "I want a sentence whose words begin with the letters of the alphabet in order.",
+        "Say the alphabet as a sentence.",
+    ),
+    (
+        "Please give me an alphabet sentence: 26 words, a to z.",
+        "Write me a sentence in which the words start with the letters from a to z in order.",
+        "Can you make a sentence where each word starts with the next letter of the alphabet?",
+    ),
+)
+ALPHABET_REASONING = "The user wants 26 words from a to z. I go through the letters in order."
+
+CALC_CARD = "Thanks to your calculator, compute the results for {e}."
+CALC_REQUESTS = Phrases(
+    (
+        "What is {e}?",
+        "What is {e}?",
+        "Compute {e}.",
+        "Compute {e}",
+        "Calculate {e}.",
+        "Use the calculator: {e}",
+        "Use your calculator to compute {e}.",
+        "How much is {e}?",
+        "Please compute {e}.",
+        "Can you calculate {e}?",
+        "{e}",
+        "{e} = ?",
+        "I need the result of {e}.",
+        "Tell me the value of {e}.",
+        "Give me {e}, please.",
+        "Evaluate {e}",
+        "Find {e}.",
+        "Hi! What is {e}?",
+        "Solve {e}.",
+        "With the calculator, work out {e}.",
+    ),
+    ("Could you compute {e} for me?", "What is the result of {e}?", "Please use the calculator for {e}.", "And {e}?"),
+)
+SUM_REQUESTS = Phrases(
+    (
+        "What is {e}?",
+        "What is {e}?",
+        "Compute {e}.",
+        "Calculate {e}.",
+        "How much is {e}?",
+        "Please compute {e}.",
+        "{e}",
+        "{e} = ?",
+        "Find {e}.",
+        "Work out {e}.",
+        "Hi! What is {e}?",
+        "Tell me the value of {e}.",
+    ),
+    ("Can you calculate {e}?", "Give me {e}, please.", "Please work out {e}."),
+)
+OPERATOR_WORDS = {"+": ("plus",), "-": ("minus",), "*": ("times", "x"), "/": ("divided by",)}
+
+CARD_TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "my_calculator",
+            "description": "A calculator that can evaluate a mathematical expression.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "expression": {"type": "string", "description": "The mathematical expression to evaluate."},
+                },
+                "required": ["expression"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "rewrite",
+            "description": "Rewrite a given text for improved clarity",
+            "parameters": {
+                "type": "object",
+                "properties": {"text": {"type": "string", "description": "The input text to rewrite"}},
+            },
+        },
+    },
+]
+CALCULATOR_NAMES = ("calculator", "calculate", "compute", "evaluate", "math", "calc", "solve", "my_calc", "do_math")
+CALCULATOR_PARAMETERS = ("expression", "expr", "formula", "input", "term", "text")
+CALCULATOR_DESCRIPTIONS = (
+    "A calculator that can evaluate a mathematical expression.",
+    "Evaluate a mathematical expression.",
+    "A simple calculator.",
+    "Compute the value of an expression.",
+    "Calculator",
+)
+OTHER_TOOLS: tuple[tuple[str, str, str], ...] = (  # name, description, parameter
+    ("rewrite", "Rewrite a given text for improved clarity", "text"),
+    ("get_weather", "Get the weather of a city", "city"),
+    ("search", "Search the web", "query"),
+    ("translate", "Translate a text into English", "text"),
+    ("get_time", "Tell the time in a place", "place"),
+    ("send_mail", "Send a mail", "text"),
+)
+
+IMAGE_CALC_CARD = (
+    "Thanks to your calculator, compute the results for the equations that involve numbers displayed in the image."
+)
+IMAGE_CALC_REQUESTS = Phrases(
+    (
+        "Compute what is in the image.",
+        "Use your calculator for the expressions in the image.",
+        "Calculate the expressions in the image.",
+        "What are the results for the equations in the image?",
+        "Please compute the results for the image.",
+        "Solve the equations in the image with the calculator.",
+    ),
+    ("Use the calculator for what is in the image.", "Please calculate the expressions displayed in the image."),
+)
+IMAGE_READ_REQUESTS = Phrases(
+    (
+        "What is written in the image?",
+        "What is written in the image?",
+        "Read the image.",
+        "What does the image say?",
+        "Which text is in the image?",
+        "Read the text in the image, please.",
+    ),
+    ("What is in the image?", "Please read what is written in the image."),
+)
+GAME_CARD = (
+    "What action do you think I should take in this situation? "
+    "List all the possible actions and explain why you think they are good or bad."
+)
+GAME_REQUESTS = Phrases(
+    (
+        "What should I do in this game?",
+        "Which action is best here?",
+        "List the possible actions and say which are good or bad.",
+        "Which action should I take?",
+    ),
+    ("Which action should I take here, and why?",),
+)
+GAME_ACTIONS = ("FIGHT", "BAG", "SWITCH", "RUN")
+GAME_NAMES = ("Fox", "Owl", "Bear", "Wolf", "Crab", "Frog", "Hare", "Lynx", "Toad", "Swan", "Bat", "Cat")
+
+# intent -> (requests, answer, reasoning); {name} and {today} are copied from the system prompt.
+GREETINGS: dict[str, tuple[Phrases, str]] = {
+    "English": (
+        Phrases(
+            ("Hello", "Hello!", "Hi", "Hi!", "hi", "hello", "Hey", "Good morning!", "Good evening.", "Hi there!"),
+            ("Hello there!", "Good morning", "hey!"),
+        ),
+        "Hello! How can I help you?",
+    ),
+    "French": (Phrases(("Bonjour", "Bonjour !", "Salut", "Salut !", "Bonsoir"), ("Bonsoir !",)), "Bonjour !"),
+    "German": (Phrases(("Hallo", "Hallo!", "Guten Tag", "Guten Morgen!"), ("Guten Tag!",)), "Hallo!"),
+    "Spanish": (Phrases(("Hola", "Hola!", "Buenos dias", "¡Hola!"), ("Buenos dias!",)), "¡Hola!"),
+    "Italian": (Phrases(("Ciao", "Ciao!", "Buongiorno", "Salve"), ("Buongiorno!",)), "Ciao!"),
+    "Portuguese": (Phrases(("Olá", "Olá!", "Bom dia", "Boa tarde"), ("Bom dia!",)), "Olá!"),
+    "Dutch": (Phrases(("Goedemorgen", "Goedendag", "Goedenavond"), ("Goedemorgen!",)), "Goedendag!"),
+}
+CHAT: dict[str, Phrases] = {
+    "thanks": Phrases(
+        ("Thanks", "Thanks!", "Thank you", "Thank you!", "Thank you very much.", "Great, thanks!"),
+        ("Many thanks!", "OK, thank you."),
+    ),
+    "identity": Phrases(
+        ("Who are you?", "who are you", "What are you?", "What is your name?", "Tell me your name.", "Your name?"),
+        ("Please tell me who you are.", "Hi! Who are you?", "what is your name"),
+    ),
+    "abilities": Phrases(
+        ("What can you do?", "what can you do", "How can you help me?", "What are you good at?", "Help", "Help me."),
+        ("Tell me what you can do.", "Please help me."),
+    ),
+    "today": Phrases(
+        ("What is the date today?", "Which date is it?", "What day is today?", "Tell me the date.", "What date is it?"),
+        ("Which date is it today?", "Please tell me the date."),
+    ),
+    "yesterday": Phrases(
+        ("What was the date yesterday?", "Which date was yesterday?", "What day was yesterday?"),
+        ("Tell me the date of yesterday.",),
+    ),
+    "bye": Phrases(("Bye", "Bye!", "Goodbye", "Goodbye!", "bye bye", "See you!", "See you later."), ("See you soon!",)),
+    "how": Phrases(("How are you?", "how are you", "Hi, how are you?", "How is it going?"), ("Hello, how are you?",)),
+}
+ANSWERS = {
+    "thanks": "You are welcome!",
+    "identity": "I am {name}, a very small demonstration model.",
+    "identity_unnamed": "I am a very small demonstration model.",
+    "abilities": "I can call a calculator, add small numbers, read short texts in images and write alphabet sentences.",
+    "today": "Today is {today}.",
+    "yesterday": "Yesterday was {yesterday}.",
+    "no_date": "I do not know the date.",
+    "bye": "Goodbye!",
+    "how": "I am fine, thank you!",
+    "other": "I am a very small demonstration model and cannot answer this.",
+}
+CHAT_REASONING = {
+    "greeting": "The user greets me in {language}.",
+    "thanks": "The user thanks me.",
+    "identity": "The user asks who I am.",
+    "abilities": "The user asks what I can do.",
+    "today": "The user asks for the date.",
+    "yesterday": "The user asks for the date.",
+    "bye": "The user says goodbye.",
+    "how": "The user asks how I am.",
+    "other": "The user asks something that I cannot do.",
+}
+TOPICS = (
+    "the sun", "the moon", "music", "football", "history", "Paris", "France", "Japan", "dogs", "the sea", "politics",
+    "art", "cooking", "the weather", "computers", "Python", "water", "space", "money", "love", "books", "trains",
+    "plants", "war", "health", "chess", "the law", "school", "birds", "gold", "time", "light", "energy", "the brain",
+)  # fmt: skip
+OTHER_REQUESTS = (
+    "Tell me about {t}.",
+    "What do you know about {t}?",
+    "Write a poem about {t}.",
+    "Why is {t} important?",
+    "Explain {t} to me.",
+    "Write a short story about {t}.",
+    "What do you think of {t}?",
+    "Give me three facts about {t}.",
+    "How does {t} work?",
+    "Who invented {t}?",
+    "Do you like {t}?",
+    "Translate '{t}' into German.",
+    "Write a program about {t}.",
+    "Where can I learn about {t}?",
+    "What is the history of {t}?",
+    "What is {t}?",
+    "Is {t} good?",
+    "Make a list about {t}.",
+)
