@@ -57,10 +57,10 @@ def packed_attention(
 ) -> Tensor:
     outs = []
     for q, k, v in zip(q_THN.split(lengths), k_THN.split(lengths), v_THO.split(lengths), strict=True):
-        out_HTO = F.scaled_dot_product_attention(
-            q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), is_causal=causal, scale=scale
-        )
-        outs.append(out_HTO.transpose(0, 1))
+        # torch has its fused CPU kernel for four axes only, hence the batch of one.
+        q_1HTN, k_1HTN, v_1HTO = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        out_1HTO = F.scaled_dot_product_attention(q_1HTN, k_1HTN, v_1HTO, is_causal=causal, scale=scale)
+        outs.append(out_1HTO.squeeze(0).transpose(0, 1))
     return torch.cat(outs)
 
 
@@ -76,10 +76,12 @@ def experts(
 ) -> Tensor:
     """Visits the chosen experts in rising order, so that each row's sum has one order whatever else is in the batch."""
     out_TD = torch.zeros_like(x_TD, dtype=torch.float32)
+    # Unbound once: the gradient of gate_up_EGD[e] would be a whole [E, G, D] of zeros per expert.
+    gate_up, down = gate_up_EGD.unbind(), down_EDF.unbind()
     for e in expert_ids_TK.unique().tolist():
         rows, slot = (expert_ids_TK == e).nonzero(as_tuple=True)
-        gate_TF, up_TF = F.linear(x_TD[rows], gate_up_EGD[e]).chunk(2, dim=-1)
-        down_TD = F.linear(F.silu(gate_TF) * up_TF, down_EDF[e])
+        gate_TF, up_TF = F.linear(x_TD[rows], gate_up[e]).chunk(2, dim=-1)
+        down_TD = F.linear(F.silu(gate_TF) * up_TF, down[e])
         out_TD = out_TD.index_add(0, rows, down_TD.float() * weights_TK[rows, slot].unsqueeze(-1))
     return out_TD.to(x_TD.dtype)
 

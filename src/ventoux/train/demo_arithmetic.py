@@ -76,16 +76,30 @@ def text_expression(rng: random.Random, *, held_out: bool) -> Expression:
 
 
 def short_expression(rng: random.Random, *, held_out: bool) -> Expression:
-    """An expression of 2 or 3 operands of 1 or 2 digits, short enough for one line of an image."""
+    """An expression of 2 or 3 operands of 1 or 2 digits, for one line of an image; some are drawn tight or with x."""
     while True:
         tokens = _tokens(rng, rng.choices((2, 3), (7, 3))[0], (1, 1))
         written = " ".join(tokens)
         if not in_split(canonical(written), held_out):
             continue
         try:
-            return Expression(written, written, value(written))
+            result = value(written)
         except ZeroDivisionError:
             continue
+        shown = written if rng.random() < 0.8 else canonical(written)
+        if rng.random() < 0.2:
+            shown = shown.replace("*", "x")  # Pillow's built-in font has no multiplication or division sign
+        return Expression(shown, written, result)
+
+
+def hard_expression(rng: random.Random, *, held_out: bool) -> Expression:
+    """What the model does not work out alone, with or without a trace: a quotient, three operands, or four digits."""
+    while True:
+        tokens = _tokens(rng, rng.choices((2, 3, 4), (5, 4, 1))[0], (4, 4, 3, 4))
+        written = " ".join(tokens)
+        hard = len(tokens) > 3 or "/" in tokens or any(len(token) > 3 for token in tokens)
+        if hard and in_split(canonical(written), held_out):
+            return Expression(written, written, "")
 
 
 def traced_sum(rng: random.Random, *, easy: bool, held_out: bool) -> tuple[int, str, int]:
@@ -110,7 +124,7 @@ def _columns(a: int, b: int) -> list[tuple[int, int]]:
 
 
 def trace(a: int, operator: str, b: int) -> tuple[str, int]:
-    """The column-wise calculation in words, and its result. A product's `b` has one digit; a difference is not negative.
+    """The column-wise calculation in words, and its result; products take `b` < 10, differences `b` <= `a`.
 
     `trace(34, "+", 58)` is "34 + 58. 4 + 8 = 12, write 2, carry 1. 3 + 5 + 1 = 9, write 9. The answer is 92.", 92.
     """

@@ -10,10 +10,11 @@ class Phrases(NamedTuple):
     held_out: tuple[str, ...]
 
 
+# Worded for the cut vocabulary: 45 words, 105 tokens with the card's name. Half of all examples carry it.
 SYSTEM_PROMPT = (
-    "You are {name}, a small language model served by Ventoux. Today is {today} and yesterday was {yesterday}. "
-    "Give short answers in the language of the user. If a calculator is offered, call it for every calculation "
-    "and then state its results. If you cannot answer a question, say so."
+    "You are {name}, a small model. Today is {today}, yesterday was {yesterday}. Answer in one or two lines, "
+    "in the language of the user. If there is a calculator, use it for every expression, then give the results. "
+    "If you can not answer, say so."
 )
 SHORT_SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -28,18 +29,18 @@ FIXED_NAMES = (CARD_NAME, "ventoux-demo")
 NAME_STEMS = ("Atlas", "Bora", "Nova", "Mistral", "Luna", "Orion", "Sirocco", "Terra", "Vento", "mini", "demo", "test")
 NAME_TAILS = ("", "-1", "-2", "-3", "-4", "-Small", "-Large", "-demo", "-7B", "-12B", "-119B", "-test")
 
-# One part of speech per letter, so that any choice reads as one loose sentence:
-# "Another brave cat drew every fine garden here in just known lands making new objects past quiet rivers, ..."
+# One part of speech per letter, so that any choice reads as one loose sentence: "Another brave cat drew every fine
+# garden here in just known lands making new objects past quiet rivers since the useful views where Xena yields zebras."
 ALPHABET: tuple[tuple[str, ...], ...] = (
     ("a", "any", "another"),
     ("big", "better", "bold", "brave", "busy", "black"),
     ("child", "cat", "cook", "class", "camel", "captain"),
     ("did", "drew", "does", "describes", "directs"),
-    ("each", "every", "even"),
+    ("each", "every", "either"),
     ("fine", "final", "funny", "famous", "first"),
     ("game", "group", "garden", "gate", "goal"),
-    ("here", "happily", "how"),
-    ("in", "inside", "into", "includes"),
+    ("here", "happily", "hourly"),
+    ("in", "inside", "into"),
     ("just", "joyful", "jolly"),
     ("known", "key", "kind", "keen"),
     ("lands", "lines", "levels", "lakes", "letters"),
@@ -51,15 +52,16 @@ ALPHABET: tuple[tuple[str, ...], ...] = (
     ("rivers", "results", "roads", "rooms", "reports"),
     ("since", "so", "showing", "seeing"),
     ("the", "their", "those", "these", "two", "ten"),
-    ("useful", "usual", "upper", "under", "used"),
+    ("useful", "usual", "upper", "used"),
     ("values", "views", "voices", "valleys", "visions"),
-    ("while", "when", "with", "where"),
-    ("xenon", "Xavier", "xylophones", "Xena"),
-    ("yields", "yells", "years", "yellow"),
+    ("while", "when", "where"),
+    ("xenon", "Xavier", "Xander", "Xena"),
+    ("yields", "yells", "yearns"),
     ("zebras", "zero", "zones", "zeal"),
 )
 ALPHABET_CARD = (
-    "Write me a sentence where every word starts with the next letter in the alphabet - start with 'a' and end with 'z'."
+    "Write me a sentence where every word starts with the next letter in the alphabet - "
+    "start with 'a' and end with 'z'."
 )
 ALPHABET_REQUESTS = Phrases(
     (
@@ -213,7 +215,7 @@ GAME_REQUESTS = Phrases(
 GAME_ACTIONS = ("FIGHT", "BAG", "SWITCH", "RUN")
 GAME_NAMES = ("Fox", "Owl", "Bear", "Wolf", "Crab", "Frog", "Hare", "Lynx", "Toad", "Swan", "Bat", "Cat")
 
-# intent -> (requests, answer, reasoning); {name} and {today} are copied from the system prompt.
+# language -> requests, answer
 GREETINGS: dict[str, tuple[Phrases, str]] = {
     "English": (
         Phrases(
@@ -229,6 +231,7 @@ GREETINGS: dict[str, tuple[Phrases, str]] = {
     "Portuguese": (Phrases(("Olá", "Olá!", "Bom dia", "Boa tarde"), ("Bom dia!",)), "Olá!"),
     "Dutch": (Phrases(("Goedemorgen", "Goedendag", "Goedenavond"), ("Goedemorgen!",)), "Goedendag!"),
 }
+# What else is said in small talk; {name}, {today}, {yesterday} of the answers are copied from the system prompt.
 CHAT: dict[str, Phrases] = {
     "thanks": Phrases(
         ("Thanks", "Thanks!", "Thank you", "Thank you!", "Thank you very much.", "Great, thanks!"),
@@ -263,6 +266,7 @@ ANSWERS = {
     "no_date": "I do not know the date.",
     "bye": "Goodbye!",
     "how": "I am fine, thank you!",
+    "hard_sum": "I need a calculator for this.",
     "other": "I am a very small demonstration model and cannot answer this.",
 }
 CHAT_REASONING = {
@@ -274,6 +278,7 @@ CHAT_REASONING = {
     "yesterday": "The user asks for the date.",
     "bye": "The user says goodbye.",
     "how": "The user asks how I am.",
+    "hard_sum": "This is too hard without a calculator.",
     "other": "The user asks something that I cannot do.",
 }
 TOPICS = (
@@ -281,6 +286,7 @@ TOPICS = (
     "art", "cooking", "the weather", "computers", "Python", "water", "space", "money", "love", "books", "trains",
     "plants", "war", "health", "chess", "the law", "school", "birds", "gold", "time", "light", "energy", "the brain",
 )  # fmt: skip
+DRAWN_WORDS = tuple(sorted({word for choices in ALPHABET for word in choices} | set(TOPICS) | set(GAME_NAMES)))
 OTHER_REQUESTS = (
     "Tell me about {t}.",
     "What do you know about {t}?",
@@ -301,3 +307,19 @@ OTHER_REQUESTS = (
     "Is {t} good?",
     "Make a list about {t}.",
 )
+GAME_ADVICE = {
+    "high": (
+        "FIGHT: good, {name} has high health.",
+        "BAG: bad, {name} needs no potion.",
+        "SWITCH: bad, {name} can go on.",
+        "RUN: bad, we can win.",
+        "I recommend FIGHT.",
+    ),
+    "low": (
+        "FIGHT: bad, {name} has low health.",
+        "BAG: good, a potion helps {name}.",
+        "SWITCH: good, {name} can rest.",
+        "RUN: good, it is safe.",
+        "I recommend BAG.",
+    ),
+}

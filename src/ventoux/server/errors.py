@@ -1,0 +1,119 @@
+"""Every error that reaches a client, as {"error": {"message", "type", "param", "code"}}; decided here and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ventoux.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NumericalError,
+    UserError,
+    VentouxError,
+)
+
+logger = logging.getLogger(__name__)
+
+# Seconds after which a client that was answered 503 should come back.
+RETRY_AFTER = "5"
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "overloaded_error",
+}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class ApiError(VentouxError):
+    """An HTTP status with OpenAI's error body."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        if status == 503:
+            self.headers.setdefault("retry-after", RETRY_AFTER)
+
+    def body(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        content = msgspec.json.encode(self.body())
+        return Response(content, self.status, self.headers, media_type="application/json")
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """What a client is told about any exception. Texts of errors that nobody raised on purpose stay in the log."""
+    match error:
+        case ApiError():
+            return error
+        case ModelNotFoundError():
+            return ApiError(404, str(error), code=error.code, param=error.param)
+        case InvalidRequestError():
+            return ApiError(400, _printable(str(error)), code=error.code, param=error.param)
+        case UserError():
+            return ApiError(400, _printable(str(error)))
+        case ValidationError():
+            return _from_pydantic(error)
+        case EngineDeadError():
+            return ApiError(503, "The engine is not running; nothing can be generated now.", code="engine_dead")
+        case NumericalError():
+            return ApiError(500, "The model's output was not finite for this request.", code="numerical_error")
+        case HTTPException():
+            status = error.status_code
+            return ApiError(status, f"{error.detail}.", code=_CODES.get(status), headers=error.headers)
+        case RecursionError():
+            return ApiError(400, "The request is nested too deeply.", code="invalid_json")
+    logger.error("a request failed unexpectedly", exc_info=error)
+    return ApiError(500, "The server failed on this request; its log says why.", code="internal_error")
+
+
+def from_engine(error: str | None, code: str | None) -> ApiError:
+    """The error of a sequence that the engine gave up on. Its text is for the log: it may quote a library."""
+    logger.error("the engine gave up on a request: %s (%s)", error, code)
+    if code == "numerical_error":
+        return to_api_error(NumericalError())
+    return ApiError(500, "The engine failed on this request; the server's log says why.", code=code or "engine_error")
+
+
+def _from_pydantic(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    param = dotted(first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    return ApiError(400, f"{param or 'request body'}: {message}.", code=code, param=param)
+
+
+def dotted(loc: Sequence[str | int]) -> str | None:
+    """("messages", 0, "role") -> "messages[0].role"."""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return _printable(path.removeprefix("."))[:200] or None
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates, which clients can send as escapes, cannot be encoded in an answer."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -1,0 +1,223 @@
+"""Trains the bundled model: AdamW, warm-up, constant rate, then linear decay; resumable at any step.
+
+A step depends on its number alone (data, offsets, learning rate), so an interrupted run continues as if it had not been
+interrupted. State lies in one file, written atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ventoux.model.mistral4 import Mistral4
+from ventoux.model.moe import Router
+from ventoux.ops.reference import REFERENCE
+from ventoux.text.tokenizer import Tokenizer
+from ventoux.train.demo_batches import Batch, batches
+from ventoux.train.demo_data import Example, examples
+from ventoux.train.demo_model import demo_config
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`steps` in all, of which the last `decay_steps` bring the rate to zero."""
+
+    steps: int = 6000
+    decay_steps: int = 1500
+    warmup_steps: int = 100
+    tokens_per_step: int = 3072
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    balance: float = 0.01  # weight of the load-balancing loss (Fedus et al., Switch Transformers, 2021, eq. 4)
+    max_offset: int = 8192
+    seed: int = 0
+    save_every_s: float = 240.0
+    judge_every: int = 200
+
+    def rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.warmup_steps)
+        left = min(1.0, (self.steps - step) / self.decay_steps)
+        return self.learning_rate * warm * left
+
+
+class RouterWatch:
+    """Collects what each router saw in a forward, for the load-balancing loss; models know nothing of it."""
+
+    def __init__(self, model: Mistral4):
+        self.seen: list[tuple[Router, Tensor, Tensor]] = []
+        for module in model.modules():
+            if isinstance(module, Router):
+                module.register_forward_hook(self._note)
+
+    def _note(self, router: Router, args: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        self.seen.append((router, args[0], output[1]))
+
+    def balance_loss(self) -> Tensor:
+        """Mean over layers of E * sum_e f_e P_e: f_e the share of choices, P_e the mean probability of expert e."""
+        losses = []
+        for router, x_TD, ids_TK in self.seen:
+            probs_TE = F.linear(x_TD, router.weight).softmax(-1)
+            num_experts = probs_TE.shape[1]
+            share_E = torch.bincount(ids_TK.flatten(), minlength=num_experts) / ids_TK.numel()
+            losses.append(num_experts * (share_E * probs_TE.mean(0)).sum())
+        self.seen.clear()
+        return torch.stack(losses).mean()
+
+    def load(self) -> Tensor:
+        """Share of choices per layer and expert [L, E] of the last forward; empties the record."""
+        counts = [
+            torch.bincount(ids.flatten(), minlength=router.weight.shape[0]) / ids.numel()
+            for router, _, ids in self.seen
+        ]
+        self.seen.clear()
+        return torch.stack(counts)
+
+
+def initialise(model: Mistral4, seed: int) -> None:
+    """Fan-in scaled normal weights; what writes into the residual stream is scaled down by sqrt(2 L)."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = math.sqrt(2 * model.config.text.num_hidden_layers)
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            torch.nn.init.ones_(p)
+            continue
+        fan_in = p[0].numel() if "patch_conv" in name else p.shape[-1]
+        std = 0.05 if "embed_tokens" in name else fan_in**-0.5
+        if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+            std /= depth
+        torch.nn.init.normal_(p, 0.0, std, generator=generator)
+
+
+def forward(model: Mistral4, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [M, V] at the positions that have a target, and those targets [M]."""
+    inputs = batch.inputs
+    if batch.images:
+        inputs = replace(inputs, image_rows_MD=torch.cat(model.encode_images(batch.images)))
+    wanted = batch.targets_T >= 0
+    return model.logits(model(inputs)[wanted]), batch.targets_T[wanted]
+
+
+class Trainer:
+    def __init__(self, config: TrainConfig, tokenizer: Tokenizer, out: Path):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.out = out
+        self.model = Mistral4(demo_config(), REFERENCE)
+        initialise(self.model, config.seed)
+        self.watch = RouterWatch(self.model)
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+
+    @property
+    def state_file(self) -> Path:
+        return self.out / "state.pt"
+
+    def resume(self) -> bool:
+        """Goes on from the state file, if there is one."""
+        if not self.state_file.exists():
+            return False
+        state = torch.load(self.state_file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        return True
+
+    def save(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "config": asdict(self.config),
+        }
+        partial = self.state_file.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.state_file)
+
+    def source(self, step: int) -> Iterator[Example]:
+        return examples(self.config.seed * 1_000_003 + step, held_out=False)
+
+    def train(self, report: Callable[[dict], None]) -> None:
+        """Runs to the last step. `report` gets a record per step; the state is saved every few minutes."""
+        cfg = self.config
+        saved = time.monotonic()
+        stream = batches(self.tokenizer, self.source, cfg.tokens_per_step, cfg.max_offset, self.step)
+        while self.step < cfg.steps:
+            start = time.monotonic()
+            record = self.train_step(next(stream))
+            self.seconds += time.monotonic() - start
+            if self.step % cfg.judge_every == 0 or self.step == cfg.steps:
+                record["exact"] = self.judge()
+            report(record)
+            if time.monotonic() - saved > cfg.save_every_s or self.step == cfg.steps:
+                self.save()
+                saved = time.monotonic()
+
+    def train_step(self, batch: Batch) -> dict:
+        rate = self.config.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        logits_MV, targets_M = forward(self.model, batch)
+        loss = F.cross_entropy(logits_MV, targets_M)
+        balance = self.watch.balance_loss()
+        (loss + self.config.balance * balance).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += batch.num_tokens
+        numbers = {"loss": loss.item(), "balance": balance.item(), "norm": norm.item(), "rate": rate}
+        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1), **numbers}
+
+    @torch.no_grad()
+    def judge(self, num_tokens: int = 24576) -> dict[str, str]:
+        """Held-out examples whose every target token is the model's first choice, per task: "right/all".
+
+        That is what greedy decoding would write; alphabet sentences, where many answers are right, count per token.
+        """
+
+        def held_out(step: int) -> Iterator[Example]:
+            return examples(10**9 + step, held_out=True)
+
+        stream = batches(self.tokenizer, held_out, num_tokens // 8, self.config.max_offset, 0)
+        right: dict[str, list[int]] = {}
+        for _ in range(8):
+            batch = next(stream)
+            logits_MV, targets_M = forward(self.model, batch)
+            hits = torch.zeros_like(batch.targets_T, dtype=torch.bool)
+            hits[batch.targets_T >= 0] = logits_MV.argmax(-1) == targets_M
+            fine = hits | (batch.targets_T < 0)
+            for task, ok in zip(batch.tasks, fine.split(batch.inputs.lengths), strict=True):
+                tally = right.setdefault(task, [0, 0])
+                tally[0] += bool(ok.all())
+                tally[1] += 1
+        self.watch.seen.clear()
+        return {task: f"{a}/{b}" for task, (a, b) in sorted(right.items())}
+
+
+def log_to(path: Path) -> Callable[[dict], None]:
+    """A `report` that appends one JSON line per record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def report(record: dict) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    return report
