@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ventoux.checkpoint import keys
+from ventoux.checkpoint.json_reader import Reader, read_json
 from ventoux.checkpoint.keys import CONFIG_FILES, Fact, Key, Layout, QuantFormat, Required
 from ventoux.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
 from ventoux.errors import CheckpointError
-
-LFS_MAGIC = "version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def read_facts(folder: Path | str, layout: Literal["auto"] | Layout = "auto") ->
     folder = Path(folder)
     layout = find_layout(folder, layout)
     path = folder / CONFIG_FILES[layout]
-    reader = _Reader(_read_json(path), layout)
+    reader = Reader(read_json(path), layout)
     config = _read_native(reader) if layout == "native" else _read_hf(reader)
     quant_format = _read_quant_format(reader)
     if config is not None and not reader.problems:
@@ -67,15 +65,15 @@ def read_facts(folder: Path | str, layout: Literal["auto"] | Layout = "auto") ->
     return Facts(config, layout, quant_format)
 
 
-def write_config(config: ModelConfig, folder: Path | str, layout: Layout) -> Path:
-    """Writes `params.json` or `config.json`; reading it back gives an equal `config`.
+def write_config(config: ModelConfig, folder: Path | str, layout: Layout, dtype: str = "bfloat16") -> Path:
+    """Writes `params.json` or `config.json`; reading it back gives an equal `config`. `dtype` is a note to readers.
 
     Raises:
         CheckpointError: a draft in the Hugging Face layout, which has no names for drafts.
     """
     if config.is_draft and layout == "hf":
         raise CheckpointError(str(folder), ["a draft has only the native layout"])
-    content = _native_content(config) if layout == "native" else _hf_content(config)
+    content = _native_content(config, dtype) if layout == "native" else _hf_content(config, dtype)
     path = Path(folder) / CONFIG_FILES[layout]
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
@@ -84,87 +82,10 @@ def write_config(config: ModelConfig, folder: Path | str, layout: Layout) -> Pat
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(str(path), [f"cannot be read: {error}"]) from error
-    if text.startswith(LFS_MAGIC):
-        raise CheckpointError(str(path), ["is a Git LFS pointer, not the file itself: run `git lfs pull`"])
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(str(path), [f"is not JSON: {error}"]) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(str(path), [f"must hold a JSON object, holds a {type(content).__name__}"])
-    return content
-
-
-class _Reader:
-    """Looks up dotted paths in one file and collects every problem on the way."""
-
-    def __init__(self, content: dict[str, Any], layout: Layout):
-        self.content = content
-        self.layout = layout
-        self.problems: list[str] = []
-
-    def get(self, path: str) -> Any:
-        """The value at `path`; `Required` where there is none. A null counts as none."""
-        node: Any = self.content
-        for part in path.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return Required if node is None else node
-
-    def record(self, record: type, rows: Iterable[Key], root: str = "") -> dict[str, Any]:
-        """The fields of `record` that `rows` name; fields with a problem are left out."""
-        found = {}
-        for key in rows:
-            value = self.value(root + key.path(self.layout), getattr(record, key.field), key)
-            if value is not Required:
-                found[key.field] = value
-        return found
-
-    def value(self, path: str, example: Any, key: Key) -> Any:
-        """The value at `path` as the type of `example`, or `Required` after noting why not."""
-        value = self.get(path)
-        if value is Required:
-            if key.default is Required:
-                self.problems.append(f"{path} is missing")
-            return key.default
-        wanted = type(example)
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            self.problems.append(f"{path} must be of type {wanted.__name__}, is {json.dumps(value)[:80]}")
-        elif wanted is not bool and not (math.isfinite(value) and (value > 0 or (value == 0 and key.zero_ok))):
-            self.problems.append(f"{path} must be {'at least' if key.zero_ok else 'more than'} 0, is {value}")
-        else:
-            return value
-        return Required
-
-    def check_facts(self, facts: Iterable[Fact], root: str = "") -> None:
-        for fact in facts:
-            stated = self.get(root + fact.path)
-            value = fact.when_absent if stated is Required else stated
-            if value not in (fact.value, fact.alias):
-                unsaid = " (what a file means that leaves it out)" if stated is Required else ""
-                self.problems.append(
-                    f"{root}{fact.path} is {json.dumps(value)}{unsaid}; only {json.dumps(fact.value)} is supported"
-                )
-
-    def check_strict_blocks(self, rows: Iterable[Key], facts: Iterable[Fact], root: str = "") -> None:
-        named = {key.path(self.layout) for key in rows} | {fact.path for fact in facts}
-        for block, harmless in keys.STRICT_BLOCKS[self.layout].items():
-            content = self.get(root + block)
-            for name in content if isinstance(content, Mapping) else ():
-                if f"{block}.{name}" not in named and name not in harmless:
-                    self.problems.append(f"{root}{block}.{name} is not a key that this model family has")
-
-
 _ROPE = (*keys.ROPE_KEYS, keys.LLAMA_4_ORIGINAL_KEY)
 
 
-def _read_native(reader: _Reader) -> ModelConfig | None:
+def _read_native(reader: Reader) -> ModelConfig | None:
     is_draft = reader.get("moe") is Required
     text = reader.record(TextConfig, (*keys.TEXT_KEYS, keys.TIED_KEY))
     if is_draft:
@@ -181,7 +102,7 @@ def _read_native(reader: _Reader) -> ModelConfig | None:
     return _assemble(reader, text, rope, vision, is_draft, "")
 
 
-def _read_hf(reader: _Reader) -> ModelConfig | None:
+def _read_hf(reader: Reader) -> ModelConfig | None:
     model_type = reader.get("model_type")
     if model_type not in ("mistral3", "mistral4"):
         stated = "missing" if model_type is Required else json.dumps(model_type)
@@ -196,6 +117,8 @@ def _read_hf(reader: _Reader) -> ModelConfig | None:
             reader.problems.append(f"text_config.model_type is {stated}; Mistral Small 4 says mistral4")
             return None
         reader.check_facts(keys.HF_OUTER_FACTS)
+        if reader.get("image_token_index") is Required:  # its other spelling
+            reader.content["image_token_index"] = reader.content.get("image_token_id")
     text = reader.record(TextConfig, (*keys.TEXT_KEYS, *keys.MOE_KEYS), root)
     # The outer block decides; readers disagree on the default, so one of the two must say it.
     tied_root = "" if reader.get("tie_word_embeddings") is not Required else root
@@ -216,7 +139,7 @@ def _read_hf(reader: _Reader) -> ModelConfig | None:
     return _assemble(reader, text, rope, vision, False, root)
 
 
-def _check_partial_rotary(reader: _Reader, text: dict[str, Any], root: str) -> None:
+def _check_partial_rotary(reader: Reader, text: dict[str, Any], root: str) -> None:
     """Readers take the rotary width from here: it must agree with `qk_rope_head_dim`."""
     share = reader.get(root + "rope_parameters.partial_rotary_factor")
     nope, rope = text.get("qk_nope_head_dim"), text.get("qk_rope_head_dim")
@@ -231,7 +154,7 @@ def _check_partial_rotary(reader: _Reader, text: dict[str, Any], root: str) -> N
         )
 
 
-def _read_vision(reader: _Reader, root: str) -> dict[str, Any]:
+def _read_vision(reader: Reader, root: str) -> dict[str, Any]:
     vision = reader.record(VisionConfig, keys.VISION_KEYS, root)
     vision |= reader.record(VisionConfig, (keys.MERGE_KEY,))
     hidden, heads = vision.get("hidden_size", 0), vision.get("num_attention_heads", 1)
@@ -245,7 +168,7 @@ def _read_vision(reader: _Reader, root: str) -> dict[str, Any]:
 
 
 def _assemble(
-    reader: _Reader, text: dict, rope: dict, vision: dict | None, is_draft: bool, token_root: str
+    reader: Reader, text: dict, rope: dict, vision: dict | None, is_draft: bool, token_root: str
 ) -> ModelConfig | None:
     tokens = reader.record(ModelConfig, keys.TOKEN_KEYS, token_root)
     image_tokens = reader.record(ModelConfig, keys.IMAGE_TOKEN_KEYS)
@@ -260,7 +183,7 @@ def _assemble(
     )
 
 
-def _read_quant_format(reader: _Reader) -> QuantFormat:
+def _read_quant_format(reader: Reader) -> QuantFormat:
     """Native files say it under `quantization`, those made by compressed-tensors under `quantization_config`."""
     for block in ("quantization", "quantization_config"):
         if reader.get(block) is Required:
@@ -313,11 +236,11 @@ def _put_facts(content: dict[str, Any], facts: Iterable[Fact], root: str = "") -
             _put(content, root + fact.path, fact.value)
 
 
-def _native_content(config: ModelConfig) -> dict[str, Any]:
+def _native_content(config: ModelConfig, dtype: str) -> dict[str, Any]:
     text, vision = config.text, config.vision
     content: dict[str, Any] = {}
     _put_record(content, text, (*keys.TEXT_KEYS, keys.TIED_KEY), "native")
-    content |= {"n_kv_heads": text.num_attention_heads, "head_dim": text.qk_head_dim, "dtype": "bfloat16"}
+    content |= {"n_kv_heads": text.num_attention_heads, "head_dim": text.qk_head_dim, "dtype": dtype}
     _put_record(content, text.rope, _ROPE, "native")
     _put_record(content, config, keys.TOKEN_KEYS, "native")
     if config.is_draft:
@@ -335,9 +258,9 @@ def _native_content(config: ModelConfig) -> dict[str, Any]:
     return content
 
 
-def _hf_content(config: ModelConfig) -> dict[str, Any]:
+def _hf_content(config: ModelConfig, dtype: str) -> dict[str, Any]:
     text, vision = config.text, config.vision
-    inner: dict[str, Any] = {"model_type": "mistral4", "dtype": "bfloat16"}
+    inner: dict[str, Any] = {"model_type": "mistral4", "dtype": dtype}
     _put_record(inner, text, (*keys.TEXT_KEYS, *keys.MOE_KEYS, keys.TIED_KEY), "hf")
     inner |= {
         "num_key_value_heads": text.num_attention_heads,
@@ -356,7 +279,7 @@ def _hf_content(config: ModelConfig) -> dict[str, Any]:
     outer: dict[str, Any] = {
         "architectures": ["Mistral3ForConditionalGeneration"],
         "model_type": "mistral3",
-        "dtype": "bfloat16",
+        "dtype": dtype,
         "text_config": inner,
     }
     _put_record(outer, text, (keys.TIED_KEY,), "hf")

@@ -1,11 +1,21 @@
-"""The one way to reach an engine, whether it runs in this process or in its own."""
+"""The one way to reach an engine, whether it runs in a thread of this process or in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
+import msgspec
+
+from ventoux.engine.messages import Abort, Add, Command, Event, Stop
 from ventoux.engine.request import EngineOutput, EngineStats, Request
+from ventoux.errors import EngineDeadError
+
+Sink = Callable[[EngineOutput], None]
 
 
 class EngineClient(Protocol):
@@ -25,3 +35,143 @@ class EngineClient(Protocol):
     def stats(self) -> EngineStats:
         """The latest snapshot; raises EngineDeadError if the engine is gone."""
         ...
+
+
+class Client:
+    """What both transports share: who waits for which request. Transports give `_send` and call `_receive`."""
+
+    def __init__(self) -> None:
+        self._sinks: dict[str, Sink] = {}
+        self._unfinished: dict[str, int] = {}
+        self._stats = EngineStats()
+        self._dead: str | None = None
+        self._lock = threading.Lock()
+
+    def submit_to(self, request: Request, sink: Sink) -> None:
+        """Adds a request; `sink` gets its outputs, on the transport's thread."""
+        with self._lock:
+            if self._dead is not None:
+                raise EngineDeadError(self._dead)
+            self._sinks[request.request_id] = sink
+            self._unfinished[request.request_id] = request.params.n
+        self._send(Add(request))
+
+    async def submit(self, request: Request) -> AsyncIterator[EngineOutput]:
+        loop = asyncio.get_running_loop()
+        outputs: asyncio.Queue[EngineOutput] = asyncio.Queue()
+        self.submit_to(request, lambda output: loop.call_soon_threadsafe(outputs.put_nowait, output))
+        unfinished = request.params.n
+        try:
+            while unfinished:
+                output = await outputs.get()
+                unfinished -= output.finish_reason is not None
+                yield output
+        finally:
+            if unfinished:
+                self.abort(request.request_id)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        if request_id in self._sinks and self._dead is None:
+            self._send(Abort(request_id, index))
+
+    def stats(self) -> EngineStats:
+        if self._dead is not None:
+            raise EngineDeadError(self._dead)
+        return self._stats
+
+    def _receive(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, EngineStats):
+                self._stats = event
+                continue
+            with self._lock:
+                sink = self._sinks.get(event.request_id)
+                if event.finish_reason is not None and sink is not None:
+                    self._unfinished[event.request_id] -= 1
+                    if self._unfinished[event.request_id] == 0:
+                        del self._sinks[event.request_id], self._unfinished[event.request_id]
+            if sink is not None:
+                _deliver(sink, event)
+
+    def _die(self, reason: str) -> None:
+        """Ends every open request with an error; later ones are refused."""
+        with self._lock:
+            self._dead = self._dead or reason
+            left = [(name, self._sinks[name], count) for name, count in self._unfinished.items()]
+            self._sinks.clear()
+            self._unfinished.clear()
+        for name, sink, count in left:
+            for index in range(count):
+                output = EngineOutput(request_id=name, index=index, finish_reason="error", error=reason)
+                output.error_code = "engine_dead"
+                _deliver(sink, output)
+
+    def _send(self, command: Command) -> None:
+        raise NotImplementedError
+
+
+def _deliver(sink: Sink, output: EngineOutput) -> None:
+    try:
+        sink(output)
+    except RuntimeError:
+        # The event loop that waited for it has been closed: nobody is left to tell.
+        pass
+
+
+def send_frame(sock: socket.socket, payload: bytes) -> None:
+    """One message: four bytes of length, little-endian, then the payload."""
+    sock.sendall(struct.pack("<I", len(payload)) + payload)
+
+
+def receive_frame(sock: socket.socket) -> bytes | None:
+    """The next message, or None once the other side has closed."""
+    header = _receive_exactly(sock, 4)
+    return None if header is None else _receive_exactly(sock, struct.unpack("<I", header)[0])
+
+
+def _receive_exactly(sock: socket.socket, size: int) -> bytes | None:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        try:
+            count = sock.recv_into(view)
+        except ConnectionResetError:
+            return None
+        if count == 0:
+            return None
+        view = view[count:]
+    return bytes(data)
+
+
+class SocketClient(Client):
+    """The engine behind a connected stream socket, in a process of its own (see worker.py)."""
+
+    def __init__(self, sock: socket.socket):
+        super().__init__()
+        self._sock = sock
+        self._sending = threading.Lock()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(list[Event])
+        self._thread = threading.Thread(target=self._run, name="ventoux-engine-events", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Asks the engine to stop and waits for it to hang up."""
+        if self._dead is None:
+            self._send(Stop())
+        self._thread.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        try:
+            while (frame := receive_frame(self._sock)) is not None:
+                self._receive(self._decoder.decode(frame))
+        finally:
+            self._die("the engine process has ended")
+
+    def _send(self, command: Command) -> None:
+        try:
+            with self._sending:
+                send_frame(self._sock, self._encoder.encode(command))
+        except OSError as error:
+            raise EngineDeadError("the engine process has ended") from error

@@ -1,4 +1,4 @@
-"""Every error that reaches a client, as {"error": {"message", "type", "param", "code"}}; decided here and nowhere else."""
+"""Every error that reaches a client, as OpenAI's {"error": {...}} body; decided here and nowhere else."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "safe_prompt": (False,),
     "guardrails": ([],),
     # vLLM and its kin
-    "add_special_tokens": (),
+    "add_special_tokens": (False,),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "chat_template": (),

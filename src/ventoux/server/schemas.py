@@ -6,15 +6,21 @@ are `engine/limits.py`'s. Messages and tools stay as they came: the text room ju
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ventoux.engine.limits import MAX_LOGPROBS
 from ventoux.engine.request import SamplingParams
 from ventoux.errors import ContextLengthError, InvalidRequestError
+from ventoux.server.refusals import refuse_unsupported
 
 MAX_CACHE_SALT_LENGTH = 256
+# Compiling takes time in proportion to the schema, and real ones have a few kilobytes.
+MAX_SCHEMA_BYTES = 256 * 1024
+# OpenAI's default for plain completions. Chats end by themselves, so they may use all the room there is.
+DEFAULT_COMPLETION_TOKENS = 16
 
 
 def _as_list(value: Any) -> Any:
@@ -62,8 +68,10 @@ class _Generation(_Body):
         """The name and value of the field that limits the number of new tokens."""
         return "max_tokens", self.max_tokens
 
-    def num_logprobs(self) -> int | None:
-        raise NotImplementedError
+    def unknown_fields(self) -> list[str]:
+        """Names of fields that nobody knows; raises InvalidRequestError for those that are known but not honoured."""
+        inner = self.stream_options.model_extra if self.stream_options else None
+        return refuse_unsupported(self.model_extra or {}) + [f"stream_options.{name}" for name in inner or {}]
 
     def check_combinations(self) -> None:
         """Raises InvalidRequestError for fields that contradict each other."""
@@ -76,7 +84,7 @@ class _Generation(_Body):
                 f"cache_salt must have 1 to {MAX_CACHE_SALT_LENGTH} characters.", param="cache_salt"
             )
 
-    def sampling(self, vocab_size: int, *, grammar: str | None = None) -> SamplingParams:
+    def sampling(self, vocab_size: int, *, num_logprobs: int | None, grammar: str | None = None) -> SamplingParams:
         """Raises InvalidRequestError naming the field, if any value is out of its range."""
         given = {
             "n": self.n,
@@ -95,7 +103,7 @@ class _Generation(_Body):
             "stop_token_ids": self.stop_token_ids,
             "ignore_eos": self.ignore_eos,
             "include_stop_str_in_output": self.include_stop_str_in_output,
-            "logprobs": self.num_logprobs(),
+            "logprobs": num_logprobs,
             "grammar": grammar,
         }
         params = SamplingParams(**{name: value for name, value in given.items() if value is not None})
@@ -135,8 +143,40 @@ def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     return {int(key): value for key, value in bias.items()}
 
 
+class JsonFormat(NamedTuple):
+    """An answer that must be JSON; `schema` None: any object."""
+
+    schema: dict[str, Any] | None
+
+
+class JsonSchema(_Body):
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(_Body):
-    type: str
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def wanted(self) -> JsonFormat | None:
+        """None for plain text. Raises InvalidRequestError if the schema is missing or too large."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return JsonFormat(None)
+        if self.json_schema is None:
+            raise InvalidRequestError(
+                "response_format of type json_schema needs json_schema.", param="response_format.json_schema"
+            )
+        if len(msgspec.json.encode(self.json_schema.schema_)) > MAX_SCHEMA_BYTES:
+            raise InvalidRequestError(
+                f"A schema may have at most {MAX_SCHEMA_BYTES} bytes.",
+                param="response_format.json_schema.schema",
+                code="invalid_json_schema",
+            )
+        return JsonFormat(self.json_schema.schema_)
 
 
 class ChatRequest(_Generation):
@@ -162,6 +202,7 @@ class ChatRequest(_Generation):
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
 
+    @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
@@ -182,12 +223,6 @@ class ChatRequest(_Generation):
             raise InvalidRequestError(
                 "add_generation_prompt: false needs continue_final_message: true.", param="add_generation_prompt"
             )
-        if self.response_format is not None and self.response_format.type != "text":
-            raise InvalidRequestError(
-                'response_format: only {"type": "text"} is supported here.',
-                param="response_format",
-                code="unsupported_parameter",
-            )
 
 
 class CompletionRequest(_Generation):
@@ -196,9 +231,10 @@ class CompletionRequest(_Generation):
     prompt: Any = Field(description="A string, a list of token ids, or a list of either.")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
+    add_special_tokens: bool | None = Field(None, description="Begin text prompts with <s> (default: true).")
 
-    def num_logprobs(self) -> int | None:
-        return self.logprobs
+    def limit(self) -> tuple[str, int | None]:
+        return "max_tokens", DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 class TokenizeRequest(_Body):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ventoux.engine.request import EngineOutput, FinishReason, SamplingParams, TokenLogprob, TokenOutput
+from ventoux.engine.request import EngineOutput, FinishReason, SamplingParams, TokenLogprob
 from ventoux.text.detokenizer import StopStrings
 from ventoux.text.stream_parser import (
     Content,
@@ -90,6 +90,7 @@ class AnswerStream:
         stop_reason: The stop string, or the stop token id other than end-of-sequence, that ended the answer.
         token_ids: Generated ids that belong to the answer.
         num_tokens: The same, counting the token that stopped it.
+        prompt_logprobs: If asked for, one entry per prompt token, from the sequence's first output; the first is None.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class AnswerStream:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.num_tool_calls = 0
+        self.prompt_logprobs: list[Logprobs | None] | None = None
 
     @property
     def num_reasoning_tokens(self) -> int:
@@ -130,12 +132,14 @@ class AnswerStream:
         if self.finish_reason is not None:
             return events
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = [self._scores(scores) if scores else None for scores in output.prompt_logprobs]
         # Token by token: what a speculative step brought after a stop string is no part of the answer.
         for token in output.tokens:
             self.token_ids.append(token.token_id)
             self.num_tokens += 1
             if self._num_top is not None and token.logprobs:
-                events.append(self._scores(token))
+                events.append(self._scores(token.logprobs))
             self._filter(self._parser.push([token.token_id]), events)
             if self.must_abort:
                 return events
@@ -193,6 +197,6 @@ class AnswerStream:
             case _:
                 events.append(event)
 
-    def _scores(self, token: TokenOutput) -> Logprobs:
-        chosen, *top = (token_score(self._tokenizer, score) for score in token.logprobs)
+    def _scores(self, scores: list[TokenLogprob]) -> Logprobs:
+        chosen, *top = (token_score(self._tokenizer, score) for score in scores)
         return Logprobs(chosen, top)

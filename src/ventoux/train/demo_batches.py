@@ -88,6 +88,8 @@ def join(tokenizer: Tokenizer, first: Example, second: Example) -> Example | Non
         return None
     if first.answer["tool_calls"]:
         return None  # a call must be followed by its result
+    if second.facts.get("intent") in ("identity", "today", "yesterday"):
+        return None  # answered from its own system prompt, which a second question cannot bring along
     later = [m for m in second.messages if m["role"] != "system"]
     messages = [*first.messages, assistant_message(first.answer, []), *later]
     return Example(second.task, messages, second.tools, second.reasoning_effort, second.answer, second.facts)
@@ -102,7 +104,8 @@ def encode_turns(tokenizer: Tokenizer, example: Example) -> Encoded:
     mask = list(whole.is_target)
     settings = {"tools": example.tools, "reasoning_effort": example.reasoning_effort}
     for i, message in enumerate(example.messages):
-        if message["role"] != "assistant":
+        untaught = message.get("tool_calls") and not example.tools  # nobody should call what was not offered
+        if message["role"] != "assistant" or untaught:
             continue
         start = len(tokenizer.encode_chat(example.messages[:i], **settings).token_ids)
         end = whole.token_ids.index(tokenizer.control.eos, start) + 1

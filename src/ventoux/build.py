@@ -1,0 +1,58 @@
+"""Wires a checkpoint, the machine and the user's choices into an engine that is ready to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ventoux.checkpoint.files import open_checkpoint
+from ventoux.checkpoint.load import load_model
+from ventoux.config import EngineConfig, EnginePlan, Hardware, ModelConfig, probe_hardware, resolve
+from ventoux.engine.engine import Engine
+from ventoux.engine.runner import DTYPES
+from ventoux.model.tensors import tensor_table
+from ventoux.ops.reference import REFERENCE
+from ventoux.ops.spec import choose
+from ventoux.text.grammar import GrammarCompiler
+from ventoux.text.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    engine: Engine
+    plan: EnginePlan
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+def probe() -> Hardware:
+    """The machine, CUDA included (which only torch can tell)."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return replace(probe_hardware(), cuda_name=cuda)
+
+
+def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None = None) -> Built:
+    """Opens, plans, loads.
+
+    Raises:
+        CheckpointError: the files cannot be used; all problems are listed.
+        ConfigError: the choices cannot be honoured on this machine.
+    """
+    checkpoint = open_checkpoint(folder)
+    if choices.yarn_apply_scale is not None:
+        text = checkpoint.config.text
+        text = replace(text, rope=replace(text.rope, apply_scale=choices.yarn_apply_scale))
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, text=text))
+    config = checkpoint.config
+    num_parameters = sum(row.num_parameters for row in tensor_table(config))
+    plan = resolve(config, num_parameters, choices, probe())
+    torch.set_num_threads(plan.num_threads)
+    tokenizer = Tokenizer.from_file(folder)
+    ops = choose([REFERENCE])
+    model = load_model(checkpoint, ops, dtype=DTYPES[plan.dtype], device=plan.device, progress=progress)
+    return Built(Engine(model, plan, GrammarCompiler(tokenizer).compile), plan, config, tokenizer)

@@ -1,0 +1,264 @@
+"""The engine: add, abort, step. One owner of scheduler, pages and device; everybody else sends messages.
+
+A step reads: schedule, encode images, forward, sample, commit. Each request has its own failure boundary in every one of
+these: what goes wrong for one ends that one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+
+import torch
+
+from ventoux.cache.pages import PagePool
+from ventoux.config import EnginePlan
+from ventoux.engine.request import (
+    EngineOutput,
+    EngineStats,
+    FinishReason,
+    Request,
+    TokenLogprob,
+    TokenOutput,
+)
+from ventoux.engine.runner import Runner
+from ventoux.engine.sampler import sample, token_logprobs
+from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
+from ventoux.engine.sequence import Sequence, TokenMask, image_slots
+from ventoux.errors import ContextLengthError, InvalidRequestError, NumericalError, UserError
+from ventoux.model.mistral4 import Mistral4
+
+logger = logging.getLogger(__name__)
+MaskFactory = Callable[[str], TokenMask]
+# Rows of prompt log-probabilities worked on at once: 256 x 131072 fp32 logits are 128 MiB.
+LOGPROB_ROWS = 256
+
+
+class Engine:
+    """`mask_factory` turns a request's grammar into a TokenMask; without it grammars are refused."""
+
+    def __init__(self, model: Mistral4, plan: EnginePlan, mask_factory: MaskFactory | None = None):
+        self.plan = plan
+        self.config = model.config
+        self.mask_factory = mask_factory
+        self.runner = Runner(model, plan)
+        self.pool = PagePool(plan.num_pages)
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                plan.max_num_seqs, plan.max_num_batched_tokens, plan.page_size, plan.enable_prefix_caching
+            ),
+            self.pool,
+        )
+        self.sequences: dict[tuple[str, int], Sequence] = {}
+        # The other answers to a request with n > 1 wait until the first has computed the prompt that they share.
+        self.siblings: dict[str, list[Sequence]] = {}
+        self.seeds: dict[str, int] = {}
+        self._seeder = random.Random(plan.seed)
+        self._stats = EngineStats(num_pages=plan.num_pages, num_free_pages=plan.num_pages)
+
+    # ------------------------------------------------------------------------------------------------- from outside
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            InvalidRequestError: a value is out of range, the images do not fit the prompt, or a grammar is unusable.
+            ContextLengthError: the prompt leaves no room for an answer.
+        """
+        params = request.params
+        params.check(self.config.text.vocab_size)
+        if request.request_id in self.seeds:
+            raise InvalidRequestError(f"request id {request.request_id!r} is already running.", param="request_id")
+        self._check_prompt(request)
+        sequences = [self._sequence(request, index) for index in range(params.n)]
+        self.seeds[request.request_id] = self._seeder.getrandbits(63) if params.seed is None else params.seed
+        for sequence in sequences:
+            self.sequences[sequence.key] = sequence
+        self.siblings[request.request_id] = sequences[1:]
+        self.scheduler.add(sequences[0])
+
+    def abort(self, request_id: str, index: int | None = None) -> list[EngineOutput]:
+        """Ends a request, or one sequence of it, now. Pages are free when this returns."""
+        keys = [key for key in self.sequences if key[0] == request_id and index in (None, key[1])]
+        return [self._finish(self.sequences[key], "abort") for key in keys]
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    @torch.inference_mode()
+    def step(self) -> list[EngineOutput]:
+        """Computes one batch and returns what it brought; an empty list if there was nothing to do."""
+        outputs: list[EngineOutput] = []
+        chunks = self._encode_images(self.scheduler.schedule(), outputs)
+        for chunk, hidden_TD in self._forward(chunks, outputs):
+            try:
+                output = self._advance(chunk, hidden_TD)
+            except Exception as error:
+                output = self._fail(chunk.sequence, error)
+            if output is not None:
+                outputs.append(output)
+        self._stats.num_steps += 1
+        return outputs
+
+    def stats(self) -> EngineStats:
+        scheduler, stats = self.scheduler, self._stats
+        stats.num_running = len(scheduler.running)
+        stats.num_waiting = len(scheduler.waiting) + sum(map(len, self.siblings.values()))
+        stats.num_free_pages = self.pool.num_idle
+        stats.num_preemptions = scheduler.num_preemptions
+        stats.prefix_cache_queries = scheduler.prefix_queries
+        stats.prefix_cache_hits = scheduler.prefix_hits
+        stats.num_images_encoded = self.runner.num_images_encoded
+        return stats
+
+    # ----------------------------------------------------------------------------------------------------- admission
+
+    def _check_prompt(self, request: Request) -> None:
+        ids, vocab_size = request.prompt_token_ids, self.config.text.vocab_size
+        if not ids:
+            raise InvalidRequestError("the prompt is empty.", param="prompt")
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            raise InvalidRequestError(f"prompt token ids must lie in 0 .. {vocab_size - 1}.", param="prompt")
+        if len(ids) >= self.plan.max_model_len:
+            raise ContextLengthError(len(ids), self.plan.max_model_len)
+        if request.images and self.config.vision is None:
+            raise InvalidRequestError("this checkpoint has no vision tower; send text only.", param="messages")
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        vision = self.config.vision
+        merged = vision.patch_size * vision.spatial_merge_size if vision else 1
+        try:
+            slots = image_slots(request.prompt_token_ids, request.images, self.config.image_token_id, merged)
+        except ValueError as error:
+            raise InvalidRequestError(f"{error}.", param="prompt") from error
+        mask = None
+        if request.params.grammar is not None:
+            if self.mask_factory is None:
+                raise InvalidRequestError("this engine was built without grammars.", param="grammar")
+            mask = self.mask_factory(request.params.grammar)
+        return Sequence(request, index, list(request.prompt_token_ids), slots, mask)
+
+    # ------------------------------------------------------------------------------------------------------ one step
+
+    def _encode_images(self, chunks: list[Chunk], outputs: list[EngineOutput]) -> list[Chunk]:
+        """Encodes the images that these chunks touch; a request whose image fails ends here."""
+        running = self.scheduler.running
+        in_use = {image.content_hash for s in running for image in s.request.images}
+        good: list[Chunk] = []
+        for chunk in chunks:
+            slots = chunk.sequence.image_slots
+            touched = sorted(set(slots.image[slots.between(chunk.start, chunk.stop)].tolist()))
+            try:
+                self.runner.encode_images([chunk.sequence.request.images[i] for i in touched], in_use)
+                good.append(chunk)
+            except Exception as error:
+                outputs.append(self._fail(chunk.sequence, error))
+        return good
+
+    def _forward(self, chunks: list[Chunk], outputs: list[EngineOutput]) -> list[tuple[Chunk, torch.Tensor]]:
+        """Hidden states per chunk. If the batch fails, each chunk is tried alone and only the culprits end."""
+        if not chunks:
+            return []
+        try:
+            hidden_TD = self.runner.forward(chunks)
+            return list(zip(chunks, hidden_TD.split([c.length for c in chunks]), strict=True))
+        except Exception as error:
+            if len(chunks) == 1:
+                outputs.append(self._fail(chunks[0].sequence, error))
+                return []
+            logger.warning("a batch of %d failed (%s); trying its requests one by one", len(chunks), error)
+        return [pair for chunk in chunks for pair in self._forward([chunk], outputs)]
+
+    def _advance(self, chunk: Chunk, hidden_TD: torch.Tensor) -> EngineOutput | None:
+        """Commits a computed chunk and, if it was the last, samples the next token."""
+        sequence = chunk.sequence
+        self.scheduler.commit(chunk)
+        self._stats.prompt_tokens += max(min(chunk.stop, sequence.num_prompt) - chunk.start, 0)
+        self._score_prompt(chunk, hidden_TD)
+        if not chunk.is_last:
+            return None
+        for sibling in reversed(self.siblings.pop(sequence.request.request_id, [])):
+            self.scheduler.add(sibling, first=True)
+        logits_KV = self.runner.logits(hidden_TD[-1:])
+        params = sequence.params
+        raw_KV = logits_KV.clone() if params.logprobs is not None else None
+        seed = self.seeds[sequence.request.request_id]
+        end_ids = self._end_ids(sequence)
+        token_id = sample(logits_KV[0], sequence, seed, end_ids)
+        if sequence.mask is not None and not sequence.mask.accept(token_id):
+            raise NumericalError("the sampled token is outside the grammar")
+        self._stats.generation_tokens += 1
+        if token_id in end_ids:
+            return self._finish(sequence, "stop", stop_token_id=token_id)
+        sequence.token_ids.append(token_id)
+        logprobs = token_logprobs(raw_KV, [token_id], params.logprobs or 0)[0] if raw_KV is not None else []
+        tokens = [TokenOutput(token_id, logprobs)]
+        if self._is_full(sequence):
+            return self._finish(sequence, "length", tokens)
+        if sequence.mask is not None and sequence.mask.is_stopped():
+            return self._finish(sequence, "stop", tokens)
+        return self._output(sequence, tokens=tokens)
+
+    def _end_ids(self, sequence: Sequence) -> set[int]:
+        ids = set(sequence.params.stop_token_ids)
+        return ids if sequence.params.ignore_eos else ids | {self.config.eos_token_id}
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        limit = sequence.params.max_tokens
+        return len(sequence.token_ids) >= self.plan.max_model_len or sequence.num_generated == limit
+
+    def _score_prompt(self, chunk: Chunk, hidden_TD: torch.Tensor) -> None:
+        """Log-probabilities of the prompt tokens that follow the positions of this chunk."""
+        sequence = chunk.sequence
+        top = sequence.params.prompt_logprobs
+        if top is None:
+            return
+        if sequence.prompt_logprobs is None:
+            sequence.prompt_logprobs = [[]]
+        # A preempted sequence computes positions again that it has scored already.
+        first = max(chunk.start, len(sequence.prompt_logprobs) - 1)
+        last = min(chunk.stop, sequence.num_prompt - 1)
+        for start in range(first, last, LOGPROB_ROWS):
+            stop = min(start + LOGPROB_ROWS, last)
+            logits_KV = self.runner.logits(hidden_TD[start - chunk.start : stop - chunk.start])
+            rows: list[list[TokenLogprob]] = token_logprobs(logits_KV, sequence.token_ids[start + 1 : stop + 1], top)
+            sequence.prompt_logprobs += rows
+
+    # ------------------------------------------------------------------------------------------------------- endings
+
+    def _output(self, sequence: Sequence, **fields) -> EngineOutput:
+        output = EngineOutput(request_id=sequence.request.request_id, index=sequence.index, **fields)
+        if not sequence.reported:
+            sequence.reported = True
+            output.num_cached_tokens = sequence.num_cached
+            output.prompt_logprobs = sequence.prompt_logprobs
+        return output
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, tokens: list[TokenOutput] | None = None, **fields
+    ) -> EngineOutput:
+        sequence.finish_reason = reason
+        self.scheduler.remove(sequence)
+        request_id = sequence.request.request_id
+        self.sequences.pop(sequence.key, None)
+        waiting = self.siblings.get(request_id, [])
+        if sequence in waiting:
+            waiting.remove(sequence)
+        elif waiting and (request_id, 0) not in self.sequences:
+            # The first answer is gone before it was through with the prompt: the next one takes its place.
+            self.scheduler.add(waiting.pop(0), first=True)
+        if not any(key[0] == request_id for key in self.sequences):
+            self.seeds.pop(request_id, None)
+            self.siblings.pop(request_id, None)
+        return self._output(sequence, tokens=tokens or [], finish_reason=reason, **fields)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> EngineOutput:
+        """Ends one sequence with an error. What the caller can mend is told in full, the rest goes to the log."""
+        self._stats.num_failed += 1
+        if isinstance(error, UserError):
+            return self._finish(sequence, "error", error=str(error), error_code="invalid_request")
+        logger.error("request %s failed", sequence.request.request_id, exc_info=error)
+        code = "numerical_error" if isinstance(error, NumericalError) else "internal_error"
+        return self._finish(sequence, "error", error=f"The engine could not go on with this request ({code}).", error_code=code)

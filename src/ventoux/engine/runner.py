@@ -1,0 +1,54 @@
+"""The device side: the model, the latent cache and the encoded images."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+
+from ventoux.cache.latent import make_latent_cache
+from ventoux.config import EnginePlan
+from ventoux.engine.batch import build
+from ventoux.engine.request import ImageInput
+from ventoux.engine.scheduler import Chunk
+from ventoux.model.mistral4 import Mistral4
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Runner:
+    def __init__(self, model: Mistral4, plan: EnginePlan):
+        self.model = model
+        self.plan = plan
+        self.cache = make_latent_cache(
+            model.config.text, plan.num_pages, plan.page_size, DTYPES[plan.kv_cache_dtype], plan.device
+        )
+        self.images: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self.num_images_encoded = 0
+
+    def forward(self, chunks: list[Chunk]) -> torch.Tensor:
+        """Computes the chunks, writes their latents, and returns hidden states [T, D] in packed order."""
+        inputs = build(chunks, self.plan.page_size, self.images, self.plan.device)
+        return self.model(inputs, self.cache)
+
+    def logits(self, hidden_KD: torch.Tensor) -> torch.Tensor:
+        """Logits [K, V] of hidden states, in fp32."""
+        return self.model.logits(hidden_KD).float()
+
+    def encode_images(self, images: list[ImageInput], in_use: set[bytes]) -> None:
+        """Encodes what is not there yet, one image at a time (so that a result never depends on its neighbours).
+
+        Of the images that no running sequence needs (`in_use`), the most recently used `image_cache_size` are kept.
+        """
+        for image in images:
+            if image.content_hash in self.images:
+                self.images.move_to_end(image.content_hash)
+                continue
+            pixels = np.frombuffer(image.pixels, dtype="<f4").reshape(3, image.height, image.width)
+            tensor = torch.tensor(pixels, dtype=DTYPES[self.plan.dtype], device=self.plan.device)
+            self.images[image.content_hash] = self.model.encode_images([tensor])[0]
+            self.num_images_encoded += 1
+        idle = [name for name in self.images if name not in in_use]
+        for name in idle[: max(len(idle) - self.plan.image_cache_size, 0)]:
+            del self.images[name]

@@ -1,0 +1,109 @@
+"""Logits of one sequence -> one token. The steps do not commute; this is their order:
+
+ 1. log-probabilities for the answer are taken from the untouched logits
+ 2. logit bias is added
+ 3. repetition, frequency and presence penalties
+ 4. end tokens are barred until `min_tokens`
+ 5. the grammar's mask
+    temperature 0: the first of the largest logits, and no more steps
+ 6. temperature
+ 7. min-p: at least min_p times the largest probability
+ 8. top-k, then top-p: the smallest set of most likely tokens that holds top_p
+ 9. one uniform number picks from the cumulative distribution
+
+The uniform number depends on the seed, the answer's index and the position alone (Philox, a counter-based generator),
+so neither batch nor preemption changes what is drawn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ventoux.engine.request import TokenLogprob
+from ventoux.engine.sequence import Sequence
+from ventoux.errors import EngineError, NumericalError
+
+Tensor = torch.Tensor
+BARRED = float("-inf")
+
+
+def sample(logits_V: Tensor, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
+    """The next token of `sequence`. `logits_V` (fp32) is changed in place.
+
+    Raises NumericalError if the logits hold NaN or infinity.
+    """
+    params = sequence.params
+    if not torch.isfinite(logits_V).all():
+        raise NumericalError("the model's logits are not finite")
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
+        logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
+    _penalise(logits_V, sequence)
+    if sequence.num_generated < params.min_tokens and end_ids:
+        logits_V[torch.tensor(sorted(end_ids), device=logits_V.device)] = BARRED
+    if sequence.mask is not None:
+        _apply_mask(logits_V, sequence)
+    if params.temperature == 0:
+        return int(logits_V.argmax())
+    uniform = np.random.Generator(np.random.Philox(key=[seed % 2**64, sequence.index])).bit_generator
+    uniform.advance(sequence.num_generated)
+    return _draw(logits_V / params.temperature, params, np.random.Generator(uniform).random())
+
+
+def _penalise(logits_V: Tensor, sequence: Sequence) -> None:
+    """Repetition (CTRL, 2019) looks at prompt and answer; frequency and presence (OpenAI) at the answer alone."""
+    params = sequence.params
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(set(sequence.token_ids)), device=logits_V.device)
+        values = logits_V[seen]
+        penalty = params.repetition_penalty
+        logits_V[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if (params.frequency_penalty or params.presence_penalty) and sequence.num_generated:
+        answer = torch.tensor(sequence.token_ids[sequence.num_prompt :], device=logits_V.device)
+        ids, counts = answer.unique(return_counts=True)
+        logits_V[ids] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+def _apply_mask(logits_V: Tensor, sequence: Sequence) -> None:
+    assert sequence.mask is not None
+    allowed = np.zeros(len(logits_V), dtype=bool)
+    sequence.mask.fill(allowed)
+    if not allowed.any():
+        raise EngineError("the grammar allows no token here")
+    logits_V.masked_fill_(~torch.from_numpy(allowed).to(logits_V.device), BARRED)
+
+
+def _draw(logits_V: Tensor, params, uniform: float) -> int:
+    probs_V = logits_V.softmax(-1)
+    if params.min_p > 0:
+        probs_V = probs_V.where(probs_V >= params.min_p * probs_V.max(), 0.0)
+    ids = None
+    if params.top_k > 0 or params.top_p < 1:
+        count = min(params.top_k, len(probs_V)) if params.top_k > 0 else len(probs_V)
+        probs_V, ids = probs_V.topk(count)
+        if params.top_p < 1:
+            probs_V = probs_V / probs_V.sum()
+            before = probs_V.cumsum(-1) - probs_V
+            probs_V = probs_V.where(before < params.top_p, 0.0)
+    cumulative = probs_V.double().cumsum(-1)
+    # Only where the sum grows lies a token with a chance; rounding may put the last threshold at the very end.
+    place = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+    place = min(place, int(probs_V.nonzero()[-1]))
+    return place if ids is None else int(ids[place])
+
+
+def token_logprobs(logits_KV: Tensor, chosen_ids: list[int], top: int) -> list[list[TokenLogprob]]:
+    """Per row of fp32 logits: the chosen token, then the `top` most likely ones, with ranks (1 = most likely)."""
+    logprobs_KV = logits_KV.log_softmax(-1)
+    chosen = torch.tensor(chosen_ids, device=logits_KV.device).unsqueeze(1)
+    chosen_K1 = logprobs_KV.gather(1, chosen)
+    ranks = (logprobs_KV > chosen_K1).sum(1) + 1
+    values, ids = logprobs_KV.topk(top, dim=-1)
+    rows = []
+    for k, token_id in enumerate(chosen_ids):
+        row = [TokenLogprob(token_id, float(chosen_K1[k, 0]), int(ranks[k]))]
+        pairs = zip(ids[k].tolist(), values[k].tolist(), strict=True)
+        row += [TokenLogprob(i, value, rank) for rank, (i, value) in enumerate(pairs, start=1)]
+        rows.append(row)
+    return rows

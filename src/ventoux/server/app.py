@@ -1,0 +1,237 @@
+"""The HTTP application: routes, and the layers around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ventoux.config import ServerConfig
+from ventoux.engine.client import EngineClient
+from ventoux.errors import InvalidRequestError
+from ventoux.server.body import read_json
+from ventoux.server.chat import chat_answer, chat_chunks
+from ventoux.server.chat_request import encode_messages, prepare_chat
+from ventoux.server.completions import completion_answer, completion_chunks, prepare_completion
+from ventoux.server.errors import to_api_error
+from ventoux.server.media import MediaFetcher
+from ventoux.server.metrics import Metrics
+from ventoux.server.pages import chat_page, docs_page
+from ventoux.server.refusals import ignored_header, refuse_unsupported
+from ventoux.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from ventoux.server.service import Service
+from ventoux.server.shell import AdmissionLayer, ErrorLayer, KeyLayer, RequestLayer
+from ventoux.server.sse import EventStream, unless_disconnected
+from ventoux.text.tokenizer import Tokenizer
+
+_BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+_EXPOSED_HEADERS = ("x-request-id", "x-ignored-fields", "x-warning", "retry-after")
+
+
+def create_app(
+    engine: EngineClient,
+    tokenizer: Tokenizer,
+    served_names: Sequence[str],
+    max_model_len: int,
+    server_config: ServerConfig,
+    *,
+    media: MediaFetcher | None = None,
+) -> FastAPI:
+    """The application that serves one engine. `app.state.service` is its Service.
+
+    Args:
+        served_names: Names that requests may use; the first is the default.
+        media: Fetches images by URL; replaced in tests.
+    """
+    media = media or MediaFetcher(server_config)
+    service = Service(engine, tokenizer, served_names, max_model_len, server_config, media, Metrics(engine))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await media.aclose()
+
+    app = FastAPI(
+        title="Ventoux", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan, openapi_url=None
+    )
+    app.state.service = service
+    app.add_exception_handler(HTTPException, _http_error)
+    _add_openapi(app)
+    _add_generation(app, service)
+    _add_models(app, service)
+    _add_text(app, service)
+    _add_operations(app, service)
+    # Added last is outermost: ids, CORS (preflights carry no key, errors must be readable), errors, keys, admission.
+    app.add_middleware(AdmissionLayer, service=service)
+    if server_config.api_key:
+        app.add_middleware(KeyLayer, keys=server_config.api_key)
+    app.add_middleware(ErrorLayer)
+    if server_config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(server_config.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=list(_EXPOSED_HEADERS),
+        )
+    app.add_middleware(RequestLayer)
+    return app
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    return to_api_error(error).response()
+
+
+def _json(content: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    max_bytes = service.config.max_request_bytes
+
+    @app.post("/v1/chat/completions", summary="Chat, streamed or not, with images, tools and reasoning")
+    async def chat_completions(request: Request) -> Response:
+        body = await read_json(request, ChatRequest, max_bytes)
+
+        async def answer() -> Response:
+            service.check_ready()
+            job = await prepare_chat(service, body)
+            if body.stream:
+                return EventStream(chat_chunks(service, job), job.headers)
+            return _json(await chat_answer(service, job), job.headers)
+
+        return await unless_disconnected(request.receive, answer())
+
+    @app.post("/v1/completions", summary="Plain completions of text or token ids")
+    async def completions(request: Request) -> Response:
+        body = await read_json(request, CompletionRequest, max_bytes)
+
+        async def answer() -> Response:
+            service.check_ready()
+            job = await prepare_completion(service, body)
+            if body.stream:
+                return EventStream(completion_chunks(service, job), job.headers)
+            return _json(await completion_answer(service, job), job.headers)
+
+        return await unless_disconnected(request.receive, answer())
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    def described(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "ventoux",
+            "root": service.served_names[0],
+            "parent": None,
+            "max_model_len": service.max_model_len,
+        }
+
+    @app.get("/v1/models", summary="The served names")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [described(name) for name in service.served_names]})
+
+    @app.get("/v1/models/{model:path}", summary="One served name")
+    async def model(model: str) -> Response:
+        return _json(described(service.model(model)))
+
+
+def _add_text(app: FastAPI, service: Service) -> None:
+    max_bytes = service.config.max_request_bytes
+
+    @app.post("/tokenize", summary="Text or a chat to token ids")
+    async def tokenize(request: Request) -> Response:
+        body = await read_json(request, TokenizeRequest, max_bytes)
+        service.model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequestError("Either prompt or messages is needed.", param="prompt")
+        if body.messages is None:
+            ids = service.tokenizer.encode_text(body.prompt or "", bos=body.add_special_tokens)
+        else:
+            prompt = await encode_messages(
+                service,
+                body.messages,
+                tools=body.tools,
+                reasoning_effort=body.reasoning_effort,
+                continue_final_message=bool(body.continue_final_message),
+            )
+            ids = prompt.token_ids
+        texts = [service.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
+        answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": texts}
+        return _json(answer, _ignored(body))
+
+    @app.post("/detokenize", summary="Token ids to text")
+    async def detokenize(request: Request) -> Response:
+        body = await read_json(request, DetokenizeRequest, max_bytes)
+        service.model(body.model)
+        return _json({"prompt": service.tokenizer.decode(body.tokens)}, _ignored(body))
+
+
+def _ignored(body: BaseModel) -> dict[str, str]:
+    names = refuse_unsupported(body.model_extra or {})
+    return {"x-ignored-fields": ignored_header(names)} if names else {}
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/health", summary="The server is alive")
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/ready", summary="Tokens can move: 503 while draining or without an engine")
+    async def ready() -> Response:
+        service.check_ready()
+        return _json({"status": "ready"})
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    page = chat_page()
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return page
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> Response:
+        return Response(status_code=204)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return docs_page(app.openapi())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return _json(app.openapi())
+
+
+def _add_openapi(app: FastAPI) -> None:
+    """Bodies are read by `read_json`, so their schemas are written into the description here."""
+    generated = app.openapi
+
+    def described() -> dict[str, Any]:
+        spec = generated()
+        template = "#/components/schemas/{model}"
+        refs, definitions = models_json_schema([(m, "validation") for m in _BODIES.values()], ref_template=template)
+        spec.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        for path, model in _BODIES.items():
+            content = {"application/json": {"schema": refs[model, "validation"]}}
+            spec["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        return spec
+
+    app.openapi = described

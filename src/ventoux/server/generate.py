@@ -1,0 +1,105 @@
+"""One engine request, read to its end: outputs become answer events, with timings, errors and aborts taken care of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TypeVar, cast
+
+from ventoux.engine.request import EngineOutput, Request
+from ventoux.server.errors import ApiError, from_engine
+from ventoux.server.service import Service, shutting_down
+from ventoux.text.answer import AnswerEvent, AnswerStream
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def new_request_id(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(16)}"
+
+
+async def generate(
+    service: Service, request: Request, streams: Sequence[AnswerStream]
+) -> AsyncGenerator[tuple[int, list[AnswerEvent]], None]:
+    """Submits a request and yields (index of the sequence, its new events) until all of `streams` have finished.
+
+    The last item of a sequence may have no events; its stream then has a `finish_reason`. Closing this generator
+    aborts the request.
+
+    Raises:
+        ApiError: the engine gave up on a sequence, or the server is shutting down.
+        EngineDeadError: the engine is gone.
+    """
+    timer = service.metrics.timer(len(request.prompt_token_ids))
+    reason = "abort"
+    service.running.add(request.request_id)
+    # The protocol promises an iterator that can be closed, which in Python's types is a generator.
+    outputs = cast("AsyncGenerator[EngineOutput, None]", service.engine.submit(request))
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                stream = streams[output.index]
+                if stream.finish_reason is not None:
+                    continue
+                if output.finish_reason == "error":
+                    raise from_engine(output.error, output.error_code)
+                if output.finish_reason == "abort":
+                    # Only a shutdown aborts from outside: our own aborts have ended the stream before.
+                    raise shutting_down()
+                before = stream.num_tokens
+                events = stream.push(output)
+                timer.tokens(stream.num_tokens - before)
+                if stream.must_abort:
+                    service.engine.abort(request.request_id, output.index)
+                yield output.index, events
+                if all(s.finish_reason is not None for s in streams):
+                    reason = streams[0].finish_reason or "stop"
+                    return
+        raise ApiError(500, "The engine ended this request without an answer.", code="engine_error")
+    except Exception:
+        reason = "abort" if service.draining else "error"
+        raise
+    finally:
+        service.running.discard(request.request_id)
+        timer.finish(reason)
+        logger.info(
+            "%s %s: %d prompt tokens (%d cached), %d new, first after %.3f s, all after %.3f s",
+            request.request_id,
+            reason,
+            len(request.prompt_token_ids),
+            max(s.num_cached_tokens for s in streams),
+            sum(s.num_tokens for s in streams),
+            timer.first_token_seconds,
+            timer.total_seconds,
+        )
+
+
+async def merge(iterators: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """Yields (index of the iterator, item) as items come. The first failure ends all of them."""
+    # One slot per iterator: a slow reader holds the iterators back instead of filling memory.
+    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue(len(iterators))
+
+    async def pump(i: int, iterator: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(iterator):
+                async for item in iterator:
+                    await queue.put((i, item))
+            await queue.put(None)
+        except Exception as e:
+            await queue.put(e)
+
+    tasks = [asyncio.create_task(pump(i, iterator)) for i, iterator in enumerate(iterators)]
+    try:
+        for _ in tasks:
+            while (got := await queue.get()) is not None:
+                if isinstance(got, BaseException):
+                    raise got
+                yield got
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,92 @@
+"""What all routes share: the engine, the tokenizer, who is served, and how many requests may be in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ventoux.config import ServerConfig
+from ventoux.engine.client import EngineClient
+from ventoux.errors import EngineDeadError, ModelNotFoundError
+from ventoux.server.errors import ApiError
+from ventoux.server.media import MediaFetcher
+from ventoux.server.metrics import Metrics
+from ventoux.text.grammar import GrammarCompiler
+from ventoux.text.tokenizer import Tokenizer
+
+MAX_DECODING_REQUESTS = 4
+
+
+class Service:
+    """The server's state; lives in one event loop. `drain` and `abort_all` are how it ends."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        served_names: Sequence[str],
+        max_model_len: int,
+        config: ServerConfig,
+        media: MediaFetcher,
+        metrics: Metrics,
+    ):
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.served_names = tuple(served_names)
+        self.max_model_len = max_model_len
+        self.config = config
+        self.media = media
+        self.metrics = metrics
+        self.grammars = GrammarCompiler(tokenizer)
+        # A decoded image takes up to 200 MB: only so many requests may hold theirs at a time.
+        self.image_slots = asyncio.Semaphore(MAX_DECODING_REQUESTS)
+        self.created = int(time.time())
+        self.draining = False
+        self.num_in_flight = 0
+        # Ids of requests that the engine is working on.
+        self.running: set[str] = set()
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Counts one request as in flight. Raises ApiError 503 if the server is full or shutting down."""
+        if self.draining:
+            raise shutting_down()
+        if self.num_in_flight >= self.config.max_queued_requests:
+            raise ApiError(503, "Too many requests are in flight; try again later.", code="overloaded")
+        self.num_in_flight += 1
+        try:
+            yield
+        finally:
+            self.num_in_flight -= 1
+
+    def model(self, name: str | None) -> str:
+        """The served name that a request means. Raises ModelNotFoundError."""
+        if name is None:
+            return self.served_names[0]
+        if name not in self.served_names:
+            raise ModelNotFoundError(name[:200], self.served_names)
+        return name
+
+    def check_ready(self) -> None:
+        """Raises ApiError 503 if no token can move now."""
+        if self.draining:
+            raise shutting_down()
+        try:
+            self.engine.stats()
+        except EngineDeadError:
+            raise ApiError(503, "The engine is not running.", code="engine_dead") from None
+
+    def drain(self) -> None:
+        """From now on new requests are answered 503; running ones go on."""
+        self.draining = True
+
+    def abort_all(self) -> None:
+        """Ends what still runs: streams get an error event, complete answers an error."""
+        for request_id in tuple(self.running):
+            self.engine.abort(request_id)
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "The server is shutting down.", code="shutting_down")

@@ -1,0 +1,49 @@
+"""Pieces of answers that several routes write alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ventoux.text.answer import AnswerStream, Logprobs, TokenScore
+
+# JSON has no infinity; this is what OpenAI writes for a token outside of all that was considered.
+MIN_LOGPROB = -9999.0
+
+
+def usage(num_prompt_tokens: int, streams: Sequence[AnswerStream]) -> dict[str, Any]:
+    """Token counts of a request so far. A prompt counts once, however many answers it gets."""
+    completion = sum(stream.num_tokens for stream in streams)
+    reasoning = sum(stream.num_reasoning_tokens for stream in streams)
+    cached = max((stream.num_cached_tokens for stream in streams), default=0)
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": num_prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+def add_usage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of several usages, key by key."""
+    total: dict[str, Any] = {}
+    for key, value in parts[0].items():
+        values = [part[key] for part in parts]
+        total[key] = add_usage(values) if isinstance(value, dict) else sum(values)
+    return total
+
+
+def chat_logprobs(entries: Sequence[Logprobs]) -> dict[str, Any]:
+    return {
+        "content": [{**_score(entry.chosen), "top_logprobs": [_score(top) for top in entry.top]} for entry in entries],
+        "refusal": None,
+    }
+
+
+def logprob(score: TokenScore) -> float:
+    return max(score.logprob, MIN_LOGPROB)
+
+
+def _score(score: TokenScore) -> dict[str, Any]:
+    return {"token": score.text, "logprob": logprob(score), "bytes": list(score.raw)}

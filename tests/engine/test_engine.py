@@ -1,0 +1,165 @@
+"""Admission, endings, aborts, and failures that stay with the request that caused them."""
+
+import math
+
+import pytest
+import torch
+
+from tests.engines import generate, image, image_tokens, prompt, request, run, tiny_engine, tokens
+from tests.tiny import tiny_model
+from ventoux.errors import ContextLengthError, InvalidRequestError
+
+
+def test_ends_by_length_and_by_stop_token():
+    engine = tiny_engine()
+    (answer,) = generate(engine, request(prompt(10)))
+    outputs = run(engine, [request(prompt(10), stop_token_ids=[answer[3]])])["r", 0]
+    assert tokens(outputs) == answer[: answer.index(answer[3])]
+    assert (outputs[-1].finish_reason, outputs[-1].stop_token_id) == ("stop", answer[3])
+    full = run(engine, [request(prompt(10), max_tokens=3)])["r", 0]
+    assert (len(tokens(full)), full[-1].finish_reason) == (3, "length")
+
+
+def test_min_tokens_bars_end_tokens():
+    engine = tiny_engine()
+    (answer,) = generate(engine, request(prompt(10)))
+    outputs = run(engine, [request(prompt(10), stop_token_ids=[answer[0]], min_tokens=4)])["r", 0]
+    assert len(tokens(outputs)) >= 4
+    assert answer[0] not in tokens(outputs)[:4]
+
+
+def test_max_model_len_ends_a_sequence():
+    engine = tiny_engine(max_model_len=20)
+    outputs = run(engine, [request(prompt(15), max_tokens=100)])["r", 0]
+    assert (len(tokens(outputs)), outputs[-1].finish_reason) == (5, "length")
+
+
+@pytest.mark.parametrize(
+    ("ids", "images", "params", "error"),
+    [
+        ([], [], {}, InvalidRequestError),
+        ([5000], [], {}, InvalidRequestError),
+        ([-1], [], {}, InvalidRequestError),
+        (prompt(160), [], {}, ContextLengthError),
+        ([10, 1001], [], {}, InvalidRequestError),
+        (image_tokens(2, 3), [image(3, 3)], {}, InvalidRequestError),
+        (prompt(3), [], {"temperature": math.nan}, InvalidRequestError),
+        (prompt(3), [], {"logit_bias": {1317: 1.0}}, InvalidRequestError),
+        (prompt(3), [], {"stop_token_ids": [10**9]}, InvalidRequestError),
+        (prompt(3), [], {"n": 10**9}, InvalidRequestError),
+        (prompt(3), [], {"min_tokens": 9, "max_tokens": 8}, InvalidRequestError),
+        (prompt(3), [], {"grammar": "start: /a/"}, InvalidRequestError),
+    ],
+)
+def test_bad_requests_are_refused_and_leave_nothing(ids, images, params, error):
+    engine = tiny_engine()
+    with pytest.raises(error):
+        engine.add(request(ids, images=images, **params))
+    assert not engine.sequences and not engine.seeds and not engine.has_work
+
+
+def test_abort_frees_within_the_call_and_others_go_on():
+    engine = tiny_engine()
+    alone = generate(tiny_engine(), request(prompt(20, 1), "b"))
+    engine.add(request(prompt(20), "a", n=2, max_tokens=50))
+    engine.add(request(prompt(20, 1), "b"))
+    outputs = [o for _ in range(3) for o in engine.step()]
+    ended = engine.abort("a")
+    assert sorted((o.index, o.finish_reason) for o in ended) == [(0, "abort"), (1, "abort")]
+    assert engine.abort("a") == [] == engine.abort("unknown")
+    while engine.has_work:
+        outputs += engine.step()
+    assert tokens([o for o in outputs if o.request_id == "b"]) == alone[0]
+    assert engine.pool.num_idle == engine.pool.num_pages
+
+
+def test_aborting_the_first_answer_does_not_strand_the_others():
+    engine = tiny_engine(max_num_batched_tokens=4)
+    engine.add(request(prompt(20), "a", n=3))
+    engine.step()
+    engine.abort("a", 0)
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    assert {o.index for o in outputs if o.finish_reason == "length"} == {1, 2}
+
+
+def test_logits_that_are_not_finite_end_one_request_alone():
+    model = tiny_model()
+    model.language_model.embed_tokens.weight[1200] = torch.nan
+    engine = tiny_engine(model=model)
+    good = generate(tiny_engine(), request([1100, 1101], "good"))
+    outputs = run(engine, [request([1100, 1200], "bad"), request([1100, 1101], "good")])
+    assert outputs["bad", 0][-1].error_code == "numerical_error"
+    assert tokens(outputs["good", 0]) == good[0]
+
+
+def test_a_failing_forward_ends_the_culprit_alone(monkeypatch):
+    engine = tiny_engine()
+    expected = generate(tiny_engine(), request(prompt(9, 2), "good"))
+    forward = engine.runner.forward
+
+    def fails_for_bad(chunks):
+        if any(c.sequence.request.request_id == "bad" for c in chunks):
+            raise RuntimeError("device trouble")
+        return forward(chunks)
+
+    monkeypatch.setattr(engine.runner, "forward", fails_for_bad)
+    outputs = run(engine, [request(prompt(9, 1), "bad"), request(prompt(9, 2), "good")])
+    assert outputs["bad", 0][-1].error_code == "internal_error"
+    assert "device trouble" not in outputs["bad", 0][-1].error
+    assert tokens(outputs["good", 0]) == expected[0]
+    assert engine.stats().num_failed == 1
+
+
+def test_a_failing_image_ends_its_request_alone(monkeypatch):
+    engine = tiny_engine()
+    encode = engine.runner.model.encode_images
+
+    def fails_for_wide(images):
+        if images[0].shape[2] == 5 * 28:
+            raise MemoryError
+        return encode(images)
+
+    monkeypatch.setattr(engine.runner.model, "encode_images", fails_for_wide)
+    bad = request([*image_tokens(2, 5), 1001], "bad", [image(2, 5)])
+    good = request([*image_tokens(2, 3), 1001], "good", [image(2, 3)])
+    outputs = run(engine, [bad, good])
+    assert outputs["bad", 0][-1].finish_reason == "error"
+    assert len(tokens(outputs["good", 0])) == 8
+
+
+def test_an_image_is_encoded_once():
+    engine = tiny_engine(max_num_batched_tokens=3)
+    ids = [*image_tokens(2, 3), 1001]
+    run(engine, [request(ids, "a", [image(2, 3)], n=2), request(ids, "b", [image(2, 3)])])
+    run(engine, [request([1002, *ids], "c", [image(2, 3)])])
+    assert engine.stats().num_images_encoded == 1
+
+
+def test_encoded_images_are_bounded():
+    engine = tiny_engine(image_cache_size=2)
+    for seed in range(5):
+        run(engine, [request([*image_tokens(2, 3), 1001], "a", [image(2, 3, seed)])])
+    assert len(engine.runner.images) <= 3  # two kept, one of the last step
+
+
+def test_more_sequences_than_places_wait_their_turn():
+    engine = tiny_engine(max_num_seqs=2)
+    requests = [request(prompt(5, i), f"r{i}") for i in range(5)]
+    for one in requests:
+        engine.add(one)
+    most = 0
+    while engine.has_work:
+        engine.step()
+        most = max(most, len(engine.scheduler.running))
+    assert most == 2
+
+
+def test_decodes_go_on_while_a_long_prompt_is_read():
+    engine = tiny_engine(max_num_batched_tokens=4)
+    engine.add(request(prompt(3), "short", max_tokens=30))
+    engine.step()
+    engine.add(request(prompt(60), "long"))
+    outputs = [o for _ in range(6) for o in engine.step()]
+    assert [o.request_id for o in outputs] == ["short"] * 6

@@ -1,0 +1,104 @@
+"""Each sampling step against its definition, and the draw against the distribution."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.engines import request
+from ventoux.engine.sampler import sample, token_logprobs
+from ventoux.engine.sequence import Sequence, image_slots
+from ventoux.errors import NumericalError
+
+LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0]
+
+
+def draw(logits=LOGITS, generated=(), seed=0, prompt_ids=(4,), **params) -> int:
+    one = request(list(prompt_ids), **{"temperature": 1.0, "max_tokens": 10_000, **params})
+    sequence = Sequence(one, 0, [*prompt_ids, *generated], image_slots([], [], 10, 28))
+    return sample(torch.tensor(logits), sequence, seed, {3})
+
+
+def shares(count=3000, **params) -> list[float]:
+    drawn = Counter(draw(seed=seed, **params) for seed in range(count))
+    return [drawn[i] / count for i in range(len(LOGITS))]
+
+
+def expected(logits) -> list[float]:
+    return torch.tensor(logits).softmax(-1).tolist()
+
+
+def test_draws_follow_the_softmax():
+    assert shares() == pytest.approx(expected(LOGITS), abs=0.03)
+
+
+def test_temperature_sharpens():
+    assert shares(temperature=0.5) == pytest.approx(expected([2 * x for x in LOGITS]), abs=0.03)
+
+
+def test_top_k_keeps_the_k_most_likely():
+    kept = expected(LOGITS[:2])
+    assert shares(top_k=2) == pytest.approx([*kept, 0, 0, 0], abs=0.03)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    probs = expected(LOGITS)
+    assert probs[0] + probs[1] < 0.8 < sum(probs[:3])
+    kept = expected(LOGITS[:3])
+    assert shares(top_p=0.8) == pytest.approx([*kept, 0, 0], abs=0.03)
+
+
+def test_tiny_top_p_is_greedy():
+    assert shares(200, top_p=1e-6) == [1, 0, 0, 0, 0]
+
+
+def test_min_p_cuts_relative_to_the_largest():
+    probs = expected(LOGITS)
+    cut = 0.2
+    kept = [p if p >= cut * probs[0] else 0 for p in probs]
+    assert 0 in kept
+    assert shares(min_p=cut) == pytest.approx([p / sum(kept) for p in kept], abs=0.03)
+
+
+def test_penalties_and_bias_move_the_argmax():
+    greedy = {"temperature": 0.0}
+    assert draw(**greedy) == 0
+    assert draw(**greedy, generated=[0], presence_penalty=1.5) == 1
+    assert draw(**greedy, generated=[0, 0], frequency_penalty=0.6) == 1
+    assert draw(**greedy, generated=[0], frequency_penalty=0.6) == 0
+    assert draw(**greedy, prompt_ids=[0], repetition_penalty=3.0) == 1
+    assert draw(**greedy, prompt_ids=[0], presence_penalty=2.0) == 0  # looks at the answer alone
+    assert draw(**greedy, logit_bias={4: 10.0}) == 4
+
+
+def test_repetition_penalty_pushes_negative_logits_down():
+    assert draw([-1.0, -1.5], prompt_ids=[0], repetition_penalty=2.0, temperature=0.0) == 1
+
+
+def test_a_draw_depends_on_seed_position_and_index_only():
+    assert [draw(seed=s) for s in range(20)] == [draw(seed=s) for s in range(20)]
+    by_position = {tuple(draw(seed=s, generated=[1] * n) for s in range(20)) for n in range(5)}
+    assert len(by_position) == 5
+
+
+def test_end_tokens_are_barred_until_min_tokens():
+    wants_end = [0.0, 0.0, 0.0, 9.0, 0.0]
+    assert draw(wants_end, temperature=0.0, min_tokens=1) != 3
+    assert draw(wants_end, temperature=0.0, min_tokens=1, generated=[0]) == 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_are_an_error(bad):
+    with pytest.raises(NumericalError):
+        draw([0.0, bad, 0.0, 0.0, 0.0])
+
+
+def test_logprobs_name_the_chosen_first_with_its_rank():
+    ((chosen, *top),) = token_logprobs(torch.tensor([LOGITS]), [2], 3)
+    assert (chosen.token_id, chosen.rank) == (2, 3)
+    assert [(t.token_id, t.rank) for t in top] == [(0, 1), (1, 2), (2, 3)]
+    assert chosen.logprob == pytest.approx(torch.tensor(LOGITS).log_softmax(-1)[2].item())
+
+
+def test_top_k_larger_than_the_vocabulary_is_no_error():
+    assert 0 <= draw(top_k=10**6) < 5

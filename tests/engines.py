@@ -1,0 +1,81 @@
+"""Engines on tiny random models, driven step by step in the test's own thread."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from tests.tiny import tiny_config, tiny_model
+from ventoux.config import EngineConfig, EnginePlan, Hardware, resolve
+from ventoux.engine.engine import Engine
+from ventoux.engine.request import EngineOutput, ImageInput, Request, SamplingParams
+
+MACHINE = Hardware(num_cores=1, memory_bytes=2**32, available_bytes=2**32)
+
+
+def plan(num_pages: int = 256, **choices) -> EnginePlan:
+    """A plan for the tiny model: 4 tokens a page, so that short prompts span many pages."""
+    defaults = {"max_model_len": 160, "page_size": 4, "dtype": "float32", "num_threads": 1}
+    engine = EngineConfig(**{**defaults, **choices})
+    config = tiny_config()
+    page_bytes = config.text.latent_dim * config.text.num_hidden_layers * 4 * engine.page_size
+    engine = EngineConfig(**{**defaults, **choices, "kv_cache_memory": num_pages * page_bytes})
+    return resolve(config, 100_000, engine, MACHINE)
+
+
+def tiny_engine(num_pages: int = 256, model=None, mask_factory=None, **choices) -> Engine:
+    return Engine(model or tiny_model(), plan(num_pages, **choices), mask_factory)
+
+
+def prompt(length: int, seed: int = 0, vocab_size: int = 1317) -> list[int]:
+    """Random regular tokens (control ids lie below 1000)."""
+    return np.random.default_rng(seed).integers(1000, vocab_size, length).tolist()
+
+
+def image(rows: int = 2, cols: int = 3, seed: int = 0) -> ImageInput:
+    """A random image of rows x cols merged patches."""
+    pixels = np.random.default_rng(seed).standard_normal((3, rows * 28, cols * 28)).astype("<f4").tobytes()
+    return ImageInput(
+        pixels=pixels, height=rows * 28, width=cols * 28, content_hash=hashlib.sha256(pixels).digest()
+    )
+
+
+def image_tokens(rows: int = 2, cols: int = 3) -> list[int]:
+    """[IMG] x cols + [IMG_BREAK] per row, the last break being [IMG_END]."""
+    ids = ([10] * cols + [12]) * rows
+    return [*ids[:-1], 13]
+
+
+def request(ids: list[int], name: str = "r", images: list[ImageInput] | None = None, **params) -> Request:
+    defaults = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}
+    return Request(
+        request_id=name, prompt_token_ids=ids, images=images or [], params=SamplingParams(**{**defaults, **params})
+    )
+
+
+def run(engine: Engine, requests: list[Request], max_steps: int = 2000) -> dict[tuple[str, int], list[EngineOutput]]:
+    """Adds all requests, steps until idle, checks the books, and returns the outputs per (request, answer)."""
+    outputs: dict[tuple[str, int], list[EngineOutput]] = {}
+    for one in requests:
+        engine.add(one)
+    for _ in range(max_steps):
+        if not engine.has_work:
+            break
+        for output in engine.step():
+            outputs.setdefault((output.request_id, output.index), []).append(output)
+        engine.pool.check()
+    assert not engine.has_work, "the engine did not come to rest"
+    assert engine.pool.num_idle == engine.pool.num_pages, "pages were lost"
+    assert not engine.sequences and not engine.siblings and not engine.seeds, "finished requests left traces"
+    return outputs
+
+
+def tokens(outputs: list[EngineOutput]) -> list[int]:
+    return [token.token_id for output in outputs for token in output.tokens]
+
+
+def generate(engine: Engine, *requests: Request) -> list[list[int]]:
+    """Token ids of every request's first answer."""
+    outputs = run(engine, list(requests))
+    return [tokens(outputs[one.request_id, 0]) for one in requests]
