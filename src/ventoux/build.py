@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,15 +12,15 @@ import torch
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.load import load_model
 from ventoux.config import EngineConfig, EnginePlan, Hardware, ModelConfig, probe_hardware, resolve
-from ventoux.engine.engine import Engine
+from ventoux.engine.engine import Engine, MaskFactory
 from ventoux.engine.runner import DTYPES
 from ventoux.model.tensors import tensor_table
 from ventoux.ops.reference import REFERENCE
 from ventoux.ops.spec import choose
-from ventoux.text.grammar import GrammarCompiler
-from ventoux.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
+# In order of preference.
+PROVIDERS = [REFERENCE]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class Built:
     engine: Engine
     plan: EnginePlan
     config: ModelConfig
-    tokenizer: Tokenizer
 
 
 def probe() -> Hardware:
@@ -37,7 +37,7 @@ def probe() -> Hardware:
 
 
 def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None = None) -> Built:
-    """Opens, plans, loads.
+    """Opens, plans, loads. No tokenizer is needed before the first grammar.
 
     Raises:
         CheckpointError: the files cannot be used; all problems are listed.
@@ -52,7 +52,19 @@ def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None 
     num_parameters = sum(row.num_parameters for row in tensor_table(config))
     plan = resolve(config, num_parameters, choices, probe())
     torch.set_num_threads(plan.num_threads)
-    tokenizer = Tokenizer.from_file(folder)
-    ops = choose([REFERENCE])
+    ops = choose(PROVIDERS)
     model = load_model(checkpoint, ops, dtype=DTYPES[plan.dtype], device=plan.device, progress=progress)
-    return Built(Engine(model, plan, GrammarCompiler(tokenizer).compile), plan, config, tokenizer)
+    return Built(Engine(model, plan, _mask_factory(folder)), plan, config)
+
+
+def _mask_factory(folder: Path) -> MaskFactory:
+    """Compiles grammars; mistral-common and the vocabulary (0.7 to 3 s) are loaded when the first one comes."""
+
+    @cache
+    def compiler():
+        from ventoux.text.grammar import GrammarCompiler
+        from ventoux.text.tokenizer import Tokenizer
+
+        return GrammarCompiler(Tokenizer.from_file(folder))
+
+    return lambda grammar: compiler().compile(grammar)

@@ -132,7 +132,9 @@ class EngineConfig:
     dtype: str = _choice("auto", "compute type", choices=("auto", "bfloat16", "float32"))
     kv_cache_dtype: str = _choice("auto", "cache type", choices=("auto", "bfloat16", "float32"))
     device: str = _choice("auto", "where to run", choices=("auto", "cpu", "cuda"))
-    tensor_parallel_size: int = _choice(1, "devices per replica (only 1 is built so far)", aliases=("-tp",))
+    tensor_parallel_size: int = _choice(
+        1, "GPUs per replica (a CPU is one device: there it changes nothing)", aliases=("-tp",)
+    )
     num_threads: int | None = _choice(None, "CPU threads (default: the cores that this process may use)")
     seed: int = _choice(0, "seed of the generator that seeds requests which bring none")
     yarn_apply_scale: bool | None = _choice(None, "override the checkpoint's YaRN softmax scale rule")
@@ -244,6 +246,8 @@ class EnginePlan:
 BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4}
 # Up to this many parameters, a CPU without bf16 instructions computes in fp32: twice the bytes, but they are few.
 FP32_UP_TO_PARAMETERS = 500_000_000
+# The cache that a CPU gets unasked, unless one sequence needs more: memory there is shared with everything else.
+CPU_CACHE_BYTES = 4 * 2**30
 
 
 def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardware: Hardware) -> EnginePlan:
@@ -252,10 +256,8 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
     Raises:
         ConfigError: a choice cannot be honoured on this machine, saying what to change.
     """
-    if engine.tensor_parallel_size != 1:
-        raise ConfigError(
-            f"--tensor-parallel-size {engine.tensor_parallel_size}: only 1 is built so far; leave the flag out."
-        )
+    if engine.tensor_parallel_size < 1:
+        raise ConfigError(f"--tensor-parallel-size must be at least 1, got {engine.tensor_parallel_size}.")
     if engine.device == "cuda" and not hardware.cuda_name:
         raise ConfigError("--device cuda: no CUDA device was found here; leave the flag out to run on the CPU.")
     for name in ("max_num_seqs", "max_num_batched_tokens", "page_size"):
@@ -265,6 +267,11 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         raise ConfigError(f"--memory-utilization must be in (0, 1], got {engine.memory_utilization}.")
 
     device = "cuda" if engine.device == "cuda" else "cpu"
+    if device == "cuda" and engine.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size {engine.tensor_parallel_size}: one GPU per replica is all that is built so far;"
+            " leave the flag out."
+        )
     dtype = engine.dtype
     if dtype == "auto":
         small = num_parameters <= FP32_UP_TO_PARAMETERS
@@ -283,6 +290,8 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         )
     if engine.kv_cache_memory is not None:
         budget = engine.kv_cache_memory
+    elif device == "cpu":
+        budget = min(budget, max(CPU_CACHE_BYTES, math.ceil(longest / engine.page_size) * page_bytes))
     useful = engine.max_num_seqs * math.ceil(longest / engine.page_size)
     num_pages = min(budget // page_bytes, useful)
     if engine.max_model_len is None:

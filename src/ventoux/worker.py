@@ -40,6 +40,7 @@ class Loading(msgspec.Struct, tag="loading"):
 
 class Ready(msgspec.Struct, tag="ready"):
     plan: EnginePlan
+    vocab_size: int
 
 
 class Failed(msgspec.Struct, tag="failed"):
@@ -57,6 +58,7 @@ class Worker:
     process: subprocess.Popen
     client: SocketClient
     plan: EnginePlan
+    vocab_size: int
 
     def stop(self, timeout: float = 5.0) -> None:
         """Lets the engine end by itself, then makes sure of it."""
@@ -91,7 +93,7 @@ class StartingWorker:
         while (frame := receive_frame(self._sock)) is not None:
             message = msgspec.msgpack.decode(frame, type=Startup)
             if isinstance(message, Ready):
-                return Worker(self.process, SocketClient(self._sock), message.plan)
+                return Worker(self.process, SocketClient(self._sock), message.plan, message.vocab_size)
             if isinstance(message, Failed):
                 self.process.wait()
                 raise (ConfigError if message.is_users else EngineDeadError)(message.message)
@@ -142,7 +144,7 @@ def _start(sock: socket.socket, setup: Setup):
             logger.exception("the engine could not be built")
         tell(Failed(str(error) if is_users else f"the engine could not be built: {error}", is_users))
         return None
-    tell(Ready(built.plan))
+    tell(Ready(built.plan, built.config.text.vocab_size))
     return EngineLoop(built.engine, tell)
 
 

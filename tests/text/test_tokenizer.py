@@ -164,6 +164,7 @@ def function(**fields):
     ("tools", "param"),
     [
         ([TOOL, "x"], "tools[1]"),
+        ([function(name=f"f{i}") for i in range(10_000)], "tools"),
         ([{"type": "function"}], "tools[0].function"),
         ([TOOL, {"type": "function", "function": {}}], "tools[1].function.name"),
         ([TOOL, function(name="two words")], "tools[1].function.name"),

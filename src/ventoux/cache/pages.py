@@ -24,25 +24,30 @@ def page_hash(parent: bytes, token_ids: Sequence[int], extra: bytes = b"") -> by
 
 
 class PagePool:
-    """Pages 0 .. num_pages - 1. Pages that nobody holds are reused in the order in which they were let go."""
+    """Pages 0 .. num_pages - 1. Never used ones are handed out first, then those that were let go longest ago."""
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
         self._holders = [0] * num_pages
         self._hash: list[bytes | None] = [None] * num_pages
         self._by_hash: dict[bytes, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict((page, None) for page in range(num_pages))
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        # Pages from here on were never used: half a million of them cost nothing, neither here nor as memory.
+        self._first_unused = 0
 
     @property
     def num_idle(self) -> int:
         """Pages that can be taken now: free and cached ones."""
-        return len(self._idle)
+        return len(self._idle) + self.num_pages - self._first_unused
 
     def take(self, count: int) -> list[int] | None:
         """`count` pages for one holder, or None (and nothing taken) if there are not as many."""
-        if count > len(self._idle):
+        if count > self.num_idle:
             return None
-        pages = [self._idle.popitem(last=False)[0] for _ in range(count)]
+        unused = min(count, self.num_pages - self._first_unused)
+        pages = list(range(self._first_unused, self._first_unused + unused))
+        self._first_unused += unused
+        pages += [self._idle.popitem(last=False)[0] for _ in range(count - unused)]
         for page in pages:
             self._forget(page)
             self._holders[page] = 1
@@ -78,7 +83,7 @@ class PagePool:
 
     def check(self) -> None:
         """Asserts that every page is accounted for exactly once."""
-        idle = set(self._idle)
+        idle = set(self._idle) | set(range(self._first_unused, self.num_pages))
         assert all((page in idle) == (holders == 0) for page, holders in enumerate(self._holders))
         assert all(self._hash[page] == name for name, page in self._by_hash.items())
         assert sum(name is not None for name in self._hash) == len(self._by_hash)

@@ -3,16 +3,16 @@ one parameter at a time, on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ventoux.checkpoint.keys import Layout, QuantFormat
-from ventoux.checkpoint.params import Facts, find_layout, read_facts
-from ventoux.checkpoint.shards import TORCH_DTYPES, Shards, StoredTensor, read_into, read_shards
+from ventoux.checkpoint.keys import CONFIG_FILES, Layout, QuantFormat
+from ventoux.checkpoint.params import Facts, find_layout, read_facts, require_loadable
+from ventoux.checkpoint.shards import TORCH_DTYPES, ShardReader, Shards, StoredTensor, read_shards
 from ventoux.config import ModelConfig
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import HF_PREFIXES, Piece, TensorRow, hf_name, tensor_table
@@ -48,12 +48,7 @@ class Checkpoint:
 
     def require_loadable(self) -> None:
         """Raises CheckpointError for number formats that are known but cannot be computed with yet."""
-        if self.quant_format != "bf16":
-            name = {"fp8": "FP8", "nvfp4": "NVFP4"}[self.quant_format]
-            raise CheckpointError(
-                str(self.folder),
-                [f"the weights are {name}: recognised, but this format cannot be loaded yet; use a bf16 checkpoint"],
-            )
+        require_loadable(str(self.folder), self.quant_format)
 
     def pieces(self, row: TensorRow) -> tuple[Piece, ...]:
         """The stored tensors that make up one parameter."""
@@ -70,24 +65,18 @@ class Checkpoint:
     def read(self, row: TensorRow) -> torch.Tensor:
         """One parameter, whole, as stored: `row.shape`, in our row order."""
         target = torch.empty(row.shape, dtype=self.dtype(row))
-        self.read_into(row, target)
+        self.read_into(row, target, ShardReader())
         return target
 
-    def read_into(
-        self,
-        row: TensorRow,
-        target: torch.Tensor,
-        advance: Callable[[int], None] | None = None,
-        drop_cache: bool = False,
-    ) -> None:
+    def read_into(self, row: TensorRow, target: torch.Tensor, reader: ShardReader) -> None:
         """Fills a tensor of `row.shape` on any device with one parameter, cast to its type."""
         if self.layout == "hf" and row.vision_heads:
             halves = torch.empty(row.shape, dtype=self.dtype(row))
-            read_into(self.stored[self.pieces(row)[0].name], halves, advance, drop_cache)
+            reader.read_into(self.stored[self.pieces(row)[0].name], halves)
             target.copy_(pairs_from_halves(halves, row.vision_heads))
             return
         for piece in self.pieces(row):
-            read_into(self.stored[piece.name], part_of(target, piece), advance, drop_cache)
+            reader.read_into(self.stored[piece.name], part_of(target, piece))
 
     def read_all(self) -> Iterator[tuple[TensorRow, torch.Tensor]]:
         """All parameters, one at a time, in table order."""
@@ -112,7 +101,8 @@ def open_checkpoint(folder: Path | str, layout: Literal["auto"] | Layout = "auto
         facts = read_facts(folder, layout)
     except CheckpointError as error:
         # Without a config there is no table to hold the headers against, but broken files can be named.
-        raise CheckpointError(str(folder), error.problems + shards.problems) from error
+        config_problems = [f"{CONFIG_FILES[layout]}: {problem}" for problem in error.problems]
+        raise CheckpointError(str(folder), config_problems + shards.problems) from error
     rows = tuple(tensor_table(facts.config))
     prefixes = _choose_prefixes(rows, shards.stored) if layout == "hf" else canonical_prefixes(facts.config)
     known: set[str] = set()

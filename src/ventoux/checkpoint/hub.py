@@ -10,6 +10,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from ventoux.checkpoint.keys import CONFIG_FILES, Layout
+from ventoux.checkpoint.params import read_facts, require_loadable
 from ventoux.errors import CheckpointError
 
 BUNDLED = "demo"
@@ -26,13 +27,18 @@ PATTERNS: dict[Layout, list[str]] = {
 _NETWORK = (OSError, httpx2.HTTPError)
 
 
-def resolve_model(model: str | None) -> Path:
+def resolve_model(model: str | None, *, to_load: bool = True) -> Path:
     """The local folder of a model; a Hub id is downloaded first (one layout only, native where there is one), or
     taken from the local cache when the Hub cannot be reached.
 
+    The config file comes first, so that a repository that cannot be used is refused before its weights are fetched.
+
+    Args:
+        to_load: Also refuse number formats that cannot be loaded; `inspect` looks at those as well.
+
     Raises:
-        CheckpointError: no such folder or repository, no access to it, a download cut short, or offline and not in
-            the cache.
+        CheckpointError: no such folder or repository, no access to it, a repository of another model, a download cut
+            short, or offline and not in the cache.
     """
     if model is None:
         return bundled_model()
@@ -52,7 +58,7 @@ def resolve_model(model: str | None) -> Path:
     except _NETWORK as error:
         # What was fetched before is still good.
         return _from_cache(model, error)
-    return _download(model, _choose_layout(model, names))
+    return _download(model, _choose_layout(model, names), to_load)
 
 
 def bundled_model() -> Path:
@@ -93,9 +99,16 @@ def _choose_layout(model: str, names: list[str]) -> Layout:
     )
 
 
-def _download(model: str, layout: Layout) -> Path:
+def _download(model: str, layout: Layout, to_load: bool) -> Path:
+    facts = read_facts(_fetch(model, [CONFIG_FILES[layout]]), layout)
+    if to_load:
+        require_loadable(model, facts.quant_format)
+    return _fetch(model, PATTERNS[layout])
+
+
+def _fetch(model: str, patterns: list[str]) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=PATTERNS[layout]))
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
     except hub_errors.GatedRepoError as error:
         raise CheckpointError(model, [_GATED]) from error
     except _NETWORK as error:

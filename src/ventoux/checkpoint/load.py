@@ -1,6 +1,6 @@
 """From an opened checkpoint to a model: built without memory, then filled parameter by parameter.
 
-Peak memory is the weights plus one 32 MiB staging chunk: bytes are read straight into the parameters' own memory.
+Peak memory is the weights plus one 8 MiB staging chunk: bytes are read straight into the parameters' own memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ventoux.checkpoint.files import Checkpoint
+from ventoux.checkpoint.shards import ShardReader
 from ventoux.config import probe_hardware
 from ventoux.errors import CheckpointError
 from ventoux.model.eagle import Draft
@@ -82,8 +83,9 @@ def _fill(
         if progress is not None:
             progress(done, total)
 
+    reader = ShardReader(advance, drop_cache)
     for row in checkpoint.rows:
         tensor = torch.empty(row.shape, dtype=dtype, device=device)
-        checkpoint.read_into(row, tensor, advance, drop_cache)
+        checkpoint.read_into(row, tensor, reader)
         owner, _, name = row.path.rpartition(".")
         setattr(model.get_submodule(owner), name, nn.Parameter(tensor, requires_grad=False))

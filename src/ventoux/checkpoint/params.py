@@ -65,6 +65,14 @@ def read_facts(folder: Path | str, layout: Literal["auto"] | Layout = "auto") ->
     return Facts(config, layout, quant_format)
 
 
+def require_loadable(where: str, quant_format: QuantFormat) -> None:
+    """Raises CheckpointError for number formats that are recognised but cannot be computed with yet."""
+    if quant_format != "bf16":
+        name = {"fp8": "FP8", "nvfp4": "NVFP4"}[quant_format]
+        problem = f"the weights are {name}: recognised, but this format cannot be loaded yet; use a bf16 checkpoint"
+        raise CheckpointError(where, [problem])
+
+
 def write_config(config: ModelConfig, folder: Path | str, layout: Layout, dtype: str = "bfloat16") -> Path:
     """Writes `params.json` or `config.json`; reading it back gives an equal `config`. `dtype` is a note to readers.
 

@@ -39,7 +39,7 @@ ITEM_BYTES = {
 # The limit that the format's own library keeps.
 MAX_HEADER_BYTES = 100_000_000
 # One read: large enough for the disk, small enough for a smooth progress bar and for staging casts.
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
@@ -207,42 +207,55 @@ def _list_files(folder: Path, layout: Layout, shards: Shards) -> list[str]:
     return files
 
 
-def read_into(
-    stored: StoredTensor, target: torch.Tensor, advance: Callable[[int], None] | None = None, drop_cache: bool = False
-) -> None:
-    """Fills the contiguous `target` (same number of values) with a stored tensor, cast to the target's type.
-
-    With equal types and a target in main memory, bytes go straight into it; else through one chunk of staging.
+class ShardReader:
+    """Fills tensors from shards; one chunk of staging memory serves all casts.
 
     Args:
         advance: Called with the number of bytes of each finished read.
-        drop_cache: Tell the kernel that the file's pages will not be needed again.
-
-    Raises:
-        CheckpointError: the file ended early or could not be read.
+        drop_cache: Tell the kernel that the pages just read will not be needed again.
     """
-    dtype = TORCH_DTYPES[stored.dtype]
-    direct = target.dtype == dtype and target.device.type == "cpu"
-    flat = target.view(-1)
-    step = CHUNK_BYTES // dtype.itemsize
-    staging = None if direct else torch.empty(min(step, flat.numel()), dtype=dtype)
-    try:
-        fd = os.open(stored.file, os.O_RDONLY)
+
+    def __init__(self, advance: Callable[[int], None] | None = None, drop_cache: bool = False):
+        self._advance = advance
+        self._drop_cache = drop_cache and hasattr(os, "posix_fadvise")
+        self._staging: torch.Tensor | None = None
+
+    def read_into(self, stored: StoredTensor, target: torch.Tensor) -> None:
+        """Fills the contiguous `target` (same number of values) with a stored tensor, cast to the target's type.
+
+        With equal types and a target in main memory, bytes go straight into it; else through the staging chunk.
+
+        Raises:
+            CheckpointError: the file ended early or could not be read.
+        """
+        flat = target.view(-1)
         try:
-            for first in range(0, flat.numel(), step):
-                part = flat[first : first + step]
-                chunk = part if staging is None else staging[: part.numel()]
-                _read_exactly(fd, chunk.view(torch.uint8).numpy().data, stored.offset + first * dtype.itemsize)
-                if staging is not None:
-                    part.copy_(chunk)
-                if advance is not None:
-                    advance(part.numel() * dtype.itemsize)
-            if drop_cache and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(fd, stored.offset, stored.nbytes, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise CheckpointError(str(stored.file), [f"cannot be read: {error}"]) from error
+            fd = os.open(stored.file, os.O_RDONLY)
+            try:
+                self._read(fd, stored.offset, flat, TORCH_DTYPES[stored.dtype])
+                if self._drop_cache:
+                    os.posix_fadvise(fd, stored.offset, stored.nbytes, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise CheckpointError(str(stored.file), [f"cannot be read: {error}"]) from error
+
+    def _read(self, fd: int, offset: int, flat: torch.Tensor, dtype: torch.dtype) -> None:
+        direct = flat.dtype == dtype and flat.device.type == "cpu"
+        step = CHUNK_BYTES // dtype.itemsize
+        for first in range(0, flat.numel(), step):
+            part = flat[first : first + step]
+            chunk = part if direct else self._stage(part.numel(), dtype)
+            _read_exactly(fd, chunk.view(torch.uint8).numpy().data, offset + first * dtype.itemsize)
+            if not direct:
+                part.copy_(chunk)
+            if self._advance is not None:
+                self._advance(part.numel() * dtype.itemsize)
+
+    def _stage(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        if self._staging is None:
+            self._staging = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
+        return self._staging.view(dtype)[:count]
 
 
 def _read_exactly(fd: int, view: memoryview, offset: int) -> None:

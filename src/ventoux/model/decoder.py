@@ -83,7 +83,9 @@ class Decoder(BlockStack):
 
     def __init__(self, config: TextConfig, ops: Operators):
         super().__init__(config, ops)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Uninitialised like all weights here: nn.Embedding's own normal draw costs 1.8 s on the meta device (sympy).
+        weight_VD = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(weight_VD, freeze=False)
 
     def embed(self, inputs: ForwardInputs) -> Tensor:
         x_TD = self.embed_tokens(inputs.token_ids_T)

@@ -13,6 +13,8 @@ from ventoux.server.errors import ApiError
 
 # A body that has not arrived by then will not: 64 MiB in a minute is 9 Mbit/s.
 READ_TIMEOUT = 60.0
+# Far more than all fields that any client knows; a million of them would hold up the event loop for seconds.
+MAX_FIELDS = 256
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -76,4 +78,6 @@ def _decode(body: bytes) -> dict[str, Any]:
         raise ApiError(400, f"The request body is not valid JSON: {reason}.", code="invalid_json") from e
     if not isinstance(decoded, dict):
         raise ApiError(400, "The request body must be a JSON object.", code="invalid_json")
+    if len(decoded) > MAX_FIELDS:
+        raise ApiError(400, f"The request body has more than {MAX_FIELDS} fields.", code="invalid_json")
     return decoded

@@ -18,8 +18,15 @@ from ventoux.text.tokenizer import Prompt
 
 MAX_TOOLS = 512
 # The model knows "none" and "high"; other levels that clients send count as the nearer one.
-_EFFORTS = {"none": "none", "minimal": "none", "low": "high", "medium": "high", "high": "high", "xhigh": "high"}
-_EFFORTS["max"] = "high"
+_EFFORTS = {
+    "none": "none",
+    "minimal": "none",
+    "low": "high",
+    "medium": "high",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
 
 ToolMode = Literal["none", "auto", "required", "named"]
 

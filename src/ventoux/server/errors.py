@@ -91,11 +91,15 @@ def to_api_error(error: Exception) -> ApiError:
 
 
 def from_engine(error: str | None, code: str | None) -> ApiError:
-    """The error of a sequence that the engine gave up on. Its text is for the log: it may quote a library."""
-    logger.error("the engine gave up on a request: %s (%s)", error, code)
-    if code == "numerical_error":
-        return to_api_error(NumericalError())
-    return ApiError(500, "The engine failed on this request; the server's log says why.", code=code or "engine_error")
+    """The error of a sequence that the engine gave up on: our failures have these codes, all others are the user's."""
+    match code:
+        case "engine_dead":
+            return to_api_error(EngineDeadError())
+        case "numerical_error":
+            return to_api_error(NumericalError())
+        case None | "internal_error":
+            return ApiError(500, "The engine failed on this request; the server's log says why.", code="internal_error")
+    return ApiError(400, _printable(error or "The engine refused this request."), code=code)
 
 
 def _from_pydantic(error: ValidationError) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ class MessageImages:
         return decode_data_url(slot.url, param=slot.param, **limits)
 
 
-def _find(messages: list[dict[str, Any]]):
+def _find(messages: list[dict[str, Any]]) -> Iterator[_Slot]:
     for i, message in enumerate(messages):
         content = message.get("content")
         for j, part in enumerate(content if isinstance(content, list) else ()):

@@ -164,8 +164,8 @@ def parse_url(url: str, param: str) -> httpx2.URL:
         raise _not_allowed("this is no valid URL", param) from e
     if parsed.scheme not in _PORTS:
         raise _not_allowed("only http, https and data URLs are fetched", param)
-    if not parsed.host or parsed.userinfo:
-        raise _not_allowed("the URL must name a host and carry no credentials", param)
+    if not parsed.host or parsed.userinfo or not 0 < (parsed.port or _PORTS[parsed.scheme]) < 65536:
+        raise _not_allowed("the URL must name a host and a port that exist, and carry no credentials", param)
     return parsed
 
 

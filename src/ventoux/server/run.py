@@ -67,11 +67,13 @@ def serve(config: ServerConfig, start: BackendFactory, *, on_ready: Callable[[st
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket. Raises ConfigError saying what to change."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port}: ports run from 1 to 65535 (0 takes any that is free).")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (OSError, UnicodeError, OverflowError) as e:
+    except (OSError, UnicodeError) as e:
         raise ConfigError(f"--host {host}: this is no address or host name.") from e
     sock = socket.socket(family, kind, protocol)
     try:
@@ -80,10 +82,9 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind(address)
         # Listening now makes a second server fail here, before it loads a model, and lets early clients wait.
         sock.listen(2048)
-    except (OSError, OverflowError) as e:
+    except OSError as e:
         sock.close()
-        reason = e.strerror if isinstance(e, OSError) else str(e)
-        raise ConfigError(f"Cannot listen on {host} port {port}: {reason}. Choose another --port or --host.") from e
+        raise ConfigError(f"Cannot listen on {host} port {port}: {e.strerror}. Choose another --port or --host.") from e
     sock.setblocking(False)
     return sock
 

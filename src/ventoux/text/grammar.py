@@ -146,8 +146,8 @@ class GrammarCompiler:
 
 
 def _check_size(schemas: Sequence[Any], param: str) -> None:
-    """Refuses schemas that would take seconds to compile."""
-    num_properties = num_items = 0
+    """Refuses schemas that would take seconds to compile; each counts as a property itself."""
+    num_properties, num_items = len(schemas), 0
     stack = list(schemas)
     while stack:
         item = stack.pop()

@@ -35,6 +35,9 @@ MAX_NESTING = 64
 # mistral-common quotes user text in some messages; an error must not carry a megabyte of it.
 MAX_ERROR_LENGTH = 400
 
+# Checking a tool's schema takes 0.4 ms, and nobody has a thousand tools.
+MAX_TOOLS = 1000
+
 # role: the content parts that it may hold
 _PARTS: dict[str, tuple[str, ...]] = {
     "system": ("text",),
@@ -104,6 +107,8 @@ def _check_string(text: str, param: str) -> None:
 
 def to_tools(tools: Sequence[dict[str, Any]]) -> list[Tool]:
     """Raises InvalidRequestError naming `tools[i]...`, also for two tools of one name."""
+    if len(tools) > MAX_TOOLS:
+        raise refusal("tools", f"there are {len(tools)}; at most {MAX_TOOLS} are taken.")
     converted: list[Tool] = []
     seen: dict[str, int] = {}
     for i, tool in enumerate(tools):

@@ -128,6 +128,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._tekken.n_words
 
+    def require_vocabulary(self, model_vocab_size: int) -> None:
+        """Raises CheckpointError if a model of this vocabulary size cannot belong to this tokenizer."""
+        if self.vocab_size != model_vocab_size:
+            problem = f"the tokenizer has {self.vocab_size} ids, the model {model_vocab_size}: they do not belong together"
+            raise CheckpointError(str(self.path), [problem])
+
     @property
     def num_special_tokens(self) -> int:
         """Ids below this are control tokens; regular token r has id num_special_tokens + r."""

@@ -40,6 +40,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     balance: float = 0.01  # weight of the load-balancing loss (Fedus et al., Switch Transformers, 2021, eq. 4)
     max_offset: int = 8192
+    drill_steps: int = 800  # copying drills alone for so long, then fading to a tenth over as many steps
     seed: int = 0
     save_every_s: float = 240.0
     judge_every: int = 200
@@ -48,6 +49,9 @@ class TrainConfig:
         warm = min(1.0, (step + 1) / self.warmup_steps)
         left = min(1.0, (self.steps - step) / self.decay_steps)
         return self.learning_rate * warm * left
+
+    def drill_share(self, step: int) -> float:
+        return max(0.1, min(1.0, 2.0 - step / max(self.drill_steps, 1))) if self.drill_steps else 0.0
 
 
 class RouterWatch:
@@ -158,7 +162,9 @@ class Trainer:
         """Runs to the last step. `report` gets a record per step; the state is saved every few minutes."""
         cfg = self.config
         saved = time.monotonic()
-        stream = batches(self.tokenizer, self.source, cfg.tokens_per_step, cfg.max_offset, self.step)
+        stream = batches(
+            self.tokenizer, self.source, cfg.tokens_per_step, cfg.max_offset, self.step, cfg.drill_share
+        )
         while self.step < cfg.steps:
             start = time.monotonic()
             record = self.train_step(next(stream))

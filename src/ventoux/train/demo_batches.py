@@ -136,26 +136,60 @@ def pack(tokenizer: Tokenizer, items: list[Encoded], rng: random.Random, max_off
     return Batch(inputs, torch.tensor(targets), images, tuple(item.task for item in items))
 
 
+def drill(tokenizer: Tokenizer, rng: random.Random) -> Encoded:
+    """A random piece written several times over, with the loss on the repetitions.
+
+    Nothing but copying helps here. Without such drills a small model spends its first million tokens on learning the
+    templates by heart, and begins to copy numbers late or never (see docs/LOG.md).
+    """
+    length = rng.randint(3, 20)
+    if rng.random() < 0.6:
+        piece = [rng.choice(tokenizer.encode_text("0123456789+-*/() .=,")) for _ in range(length)]
+    else:
+        piece = [rng.randrange(tokenizer.num_special_tokens, tokenizer.vocab_size) for _ in range(length)]
+    times = rng.randint(2, 4)
+    ids = [tokenizer.bos_id] + piece * times
+    return Encoded("drill", ids, [i > length for i in range(len(ids))], [])
+
+
 def batches(
-    tokenizer: Tokenizer, source: Callable[[int], Iterator[Example]], tokens_per_step: int, max_offset: int, first: int
+    tokenizer: Tokenizer,
+    source: Callable[[int], Iterator[Example]],
+    tokens_per_step: int,
+    max_offset: int,
+    first: int,
+    drill_share: Callable[[int], float] = lambda step: 0.0,
 ) -> Iterator[Batch]:
-    """One batch per step from step `first` on. Step n's data depend on n alone, so a resumed run goes on as it was."""
+    """One batch per step from step `first` on. Step n's data depend on n alone, so a resumed run goes on as it was.
+
+    `drill_share(n)` is the share of step n's tokens that are drills.
+    """
     step = first
     while True:
         rng = random.Random(f"pack-{step}")
-        stream = source(step)
         items: list[Encoded] = []
-        total = 0
-        held: dict[tuple, Example] = {}
-        while total < tokens_per_step:
-            example = next(stream)
-            key = (example.reasoning_effort, json.dumps(example.tools), bool(example.tools))
-            earlier = held.pop(key, None)
-            if earlier is not None and rng.random() < 0.5:
-                example = join(tokenizer, earlier, example) or example
-            held[key] = example
-            item = encode_turns(tokenizer, example)
-            items.append(item)
-            total += len(item.token_ids)
+        drills = int(tokens_per_step * drill_share(step))
+        while drills > 0:
+            items.append(drill(tokenizer, rng))
+            drills -= len(items[-1].token_ids)
+        items += _conversations(tokenizer, source(step), tokens_per_step - sum(len(i.token_ids) for i in items), rng)
         yield pack(tokenizer, items, rng, max_offset)
         step += 1
+
+
+def _conversations(
+    tokenizer: Tokenizer, stream: Iterator[Example], num_tokens: int, rng: random.Random
+) -> list[Encoded]:
+    """Encoded examples of at least `num_tokens` in all; half of those that fit together are joined."""
+    items: list[Encoded] = []
+    held: dict[tuple, Example] = {}
+    while num_tokens > 0:
+        example = next(stream)
+        key = (example.reasoning_effort, json.dumps(example.tools))
+        earlier = held.pop(key, None)
+        if earlier is not None and rng.random() < 0.5:
+            example = join(tokenizer, earlier, example) or example
+        held[key] = example
+        items.append(encode_turns(tokenizer, example))
+        num_tokens -= len(items[-1].token_ids)
+    return items

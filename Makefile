@@ -1,0 +1,44 @@
+# Every target sets up what it needs by itself; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup run test check bench docs clean
+
+help:
+	@echo "make run    the server with the bundled model on http://127.0.0.1:8000"
+	@echo "make test   the test suite (no network, no GPU, no weights)"
+	@echo "make check  lint, types and the rules of the house"
+	@echo "make slow   the tests that take long: memory peaks, what the bundled model can do"
+	@echo "make bench  speed and memory on synthetic weights of this architecture"
+
+setup: $(STAMP)
+
+# The constraints file pins torch: an open range would bring gigabytes of CUDA to machines that have none.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+run: setup
+	$(BIN)/ventoux serve
+
+test: setup
+	$(BIN)/python -m pytest
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/house
+
+bench: setup
+	$(BIN)/ventoux bench latency
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -1,0 +1,212 @@
+"""`ventoux bench`: measure latency, throughput, or a running server; print a table and write a result file."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ventoux.cli.flags import add_flags, from_args, parse_count
+from ventoux.cli.offline import MODEL_HELP
+from ventoux.cli.progress import loading_bar
+from ventoux.config import EngineConfig
+from ventoux.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ventoux.engine.engine import Engine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    described = "prefill and decode speed of one engine, and memory"
+    latency = kinds.add_parser("latency", help=described, description=described, allow_abbrev=False)
+    latency.add_argument(
+        "--prompt-tokens", type=_counts, default=[512, 2048], metavar="N,N", help="(default: 512,2048)"
+    )
+    latency.add_argument("--batch-size", type=_counts, default=[1, 8, 32], metavar="N,N", help="(default: 1,8,32)")
+    latency.add_argument("--new-tokens", type=_count, default=64, metavar="N", help="per sequence (default: 64)")
+
+    described = "many requests at once"
+    throughput = kinds.add_parser("throughput", help=described, description=described, allow_abbrev=False)
+    throughput.add_argument("--num-prompts", type=_count, default=64, metavar="N", help="requests (default: 64)")
+
+    described = "a running server, as its clients see it"
+    serve = kinds.add_parser("serve", help=described, description=described, allow_abbrev=False)
+    serve.add_argument("--url", default="http://127.0.0.1:8000", help="(default: %(default)s)")
+    serve.add_argument("--model", metavar="NAME", help="the server's model (default: its first)")
+    serve.add_argument("--api-key", help="key that the server wants")
+    serve.add_argument("--concurrency", type=_counts, default=[1, 8, 32], metavar="N,N", help="(default: 1,8,32)")
+
+    for kind in (throughput, serve):
+        kind.add_argument("--input-len", type=_count, default=128, metavar="N", help="prompt tokens (default: 128)")
+        kind.add_argument("--output-len", type=_count, default=64, metavar="N", help="new tokens (default: 64)")
+    for kind, repeats in ((latency, 3), (throughput, 1), (serve, 2)):
+        kind.add_argument("--repeats", type=_count, default=repeats, metavar="N", help="(default: %(default)s)")
+        kind.add_argument("--output", type=Path, metavar="FILE", help="write the result there, as JSON")
+        kind.add_argument("--note", default="", metavar="TEXT", help="put into the result file")
+    for kind in (latency, throughput):
+        kind.add_argument("model", nargs="?", help=MODEL_HELP + "; it needs no tokenizer")
+        add_flags(kind, EngineConfig, "engine")
+
+
+def _count(text: str) -> int:
+    value = parse_count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ventoux.evals.bench import result, write_result
+
+    if args.output is not None and args.output.is_dir():
+        raise ConfigError(f"--output {args.output} is a folder; name a file in it.")
+    measure = {"latency": _latency, "throughput": _throughput, "serve": _serve}[args.what]
+    config, results, table = measure(args)
+    Console().print(table)
+    if args.output is not None:
+        model = Path(args.model).name if args.model else "bundled"
+        if args.what == "serve":
+            model = config["model"]
+        write_result(args.output, result(args.what, model, config, results, args.note))
+        print(f"wrote {args.output}")
+    return 0
+
+
+# What a measurement gives: its configuration, its results, and a table of them.
+_Measured = tuple[dict[str, Any], dict[str, Any], "Table"]
+
+
+def _latency(args: argparse.Namespace) -> _Measured:
+    from ventoux.evals import bench, machine
+
+    engine, loading = _load(args)
+    bandwidth = machine.memory_bandwidth()
+    num_runs = bench.num_latency_runs(args.prompt_tokens, args.batch_size, args.repeats)
+    with _ticks("measuring", num_runs, "runs") as tick:
+        measured = bench.latency(
+            engine,
+            prompt_tokens=args.prompt_tokens,
+            batch_sizes=args.batch_size,
+            new_tokens=args.new_tokens,
+            repeats=args.repeats,
+            bandwidth=bandwidth["bytes_per_second"],
+            tick=tick,
+        )
+    memory = {**loading, "peak_bytes": machine.peak_memory()}
+    config = {**bench.model_facts(engine), "decode_prompt_tokens": bench.DECODE_PROMPT, "new_tokens": args.new_tokens}
+    results = {**measured, "memory": memory, "memory_bandwidth": bandwidth}
+    return config, results, _latency_table(results)
+
+
+def _latency_table(results: dict[str, Any]) -> Table:
+    memory, bandwidth = results["memory"], results["memory_bandwidth"]
+    caption = (
+        f"loaded in {memory['load_seconds']:.1f} s; resident at most {memory['peak_bytes'] / 2**30:.2f} GiB"
+        f" ({memory['loaded_bytes'] / 2**30:.2f} GiB once loaded)\nmemory reads"
+        f" {bandwidth['bytes_per_second'] / 1e9:.1f} GB/s: {bandwidth['method']}"
+    )
+    table = _table("measured", "tokens/s", "min - max", "of memory speed", caption=caption)
+    for row in results["prefill"]:
+        table.add_row(f"prefill of {row['prompt_tokens']}", *_cells(row["tokens_per_second"]), "")
+    for row in results["decode"]:
+        share = f"{row['share_of_bandwidth']['median']:.1%}"
+        table.add_row(f"decode, batch of {row['batch_size']}", *_cells(row["tokens_per_second"]), share)
+    return table
+
+
+def _throughput(args: argparse.Namespace) -> _Measured:
+    from ventoux.evals import bench, machine
+
+    engine, loading = _load(args)
+    with _ticks("measuring", args.repeats, "runs") as tick:
+        results = bench.throughput(
+            engine,
+            num_requests=args.num_prompts,
+            input_tokens=args.input_len,
+            output_tokens=args.output_len,
+            repeats=args.repeats,
+            tick=tick,
+        )
+    results["memory"] = {**loading, "peak_bytes": machine.peak_memory()}
+    table = _table(
+        *("measured", "per second", "min - max"),
+        caption=f"{args.num_prompts} requests of {args.input_len} + {args.output_len} tokens",
+    )
+    for name in ("requests", "output_tokens", "total_tokens"):
+        table.add_row(name.replace("_", " "), *_cells(results[f"{name}_per_second"]))
+    return bench.model_facts(engine), results, table
+
+
+def _serve(args: argparse.Namespace) -> _Measured:
+    from ventoux.evals.bench_serve import ServeBench
+
+    bench = ServeBench(
+        args.url,
+        model=args.model,
+        api_key=args.api_key,
+        input_tokens=args.input_len,
+        output_tokens=args.output_len,
+    )
+    with _ticks("measuring", sum(args.concurrency) * args.repeats, "requests") as tick:
+        levels = bench.run(args.concurrency, args.repeats, tick)
+    table = _table(
+        "clients", "first token, ms", "between tokens, ms", "tokens/s", "requests/s", caption="p50 / p90 / p99"
+    )
+    for row in levels:
+        table.add_row(
+            str(row["concurrency"]),
+            *(_ranks(row["time_to_first_token_ms"]), _ranks(row["inter_token_latency_ms"])),
+            *(f"{row['output_tokens_per_second']:.1f}", f"{row['requests_per_second']:.2f}"),
+        )
+    config = {"url": bench.url, "model": bench.model, "input_tokens": args.input_len, "output_tokens": args.output_len}
+    return config, {"levels": levels}, table
+
+
+def _load(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
+    """The engine alone: no tokenizer is looked for."""
+    from ventoux.build import build_engine
+    from ventoux.checkpoint.hub import resolve_model
+    from ventoux.evals.machine import peak_memory
+
+    folder = resolve_model(args.model)
+    started = time.perf_counter()
+    with loading_bar("loading weights") as progress:
+        engine = build_engine(folder, from_args(EngineConfig, args), progress).engine
+    return engine, {"load_seconds": time.perf_counter() - started, "loaded_bytes": peak_memory()}
+
+
+@contextmanager
+def _ticks(title: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    count = itertools.count(1)
+    with loading_bar(title, unit=unit) as progress:
+        yield lambda: progress(next(count), total)
+
+
+def _table(first: str, *others: str, caption: str) -> Table:
+    from rich.table import Table
+
+    table = Table(first, caption=caption, caption_justify="left")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _cells(values: dict[str, Any]) -> tuple[str, str]:
+    return f"{values['median']:.1f}", f"{values['min']:.1f} - {values['max']:.1f} (n={values['n']})"
+
+
+def _ranks(values: dict[str, float | None]) -> str:
+    return " / ".join("-" if value is None else f"{value:.1f}" for value in values.values())

@@ -1,0 +1,77 @@
+"""`ventoux serve`: start the engine process, show the plan, answer HTTP until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+from ventoux.cli.compat import add_compatible_flags, images_per_prompt, notices
+from ventoux.cli.flags import add_flags, from_args
+from ventoux.cli.progress import loading_bar
+from ventoux.config import EngineConfig, ServerConfig
+
+BUNDLED_NAME = "ventoux-demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="Hub id or folder, either layout (default: the bundled model)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; those on the command line win")
+    add_flags(parser, EngineConfig, "engine")
+    add_flags(parser, ServerConfig, "server")
+    add_compatible_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ventoux.checkpoint.hub import resolve_model
+    from ventoux.server.run import Backend, serve
+    from ventoux.worker import StartingWorker
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for line in notices(args):
+        print(line, file=sys.stderr)
+    choices = from_args(EngineConfig, args)
+    server = from_args(ServerConfig, args)
+    if hasattr(args, "limit_mm_per_prompt"):
+        server = replace(server, limit_images=images_per_prompt(args.limit_mm_per_prompt))
+    names = server.served_model_name or (args.model or BUNDLED_NAME,)
+
+    @contextlib.asynccontextmanager
+    async def start() -> AsyncIterator[Backend]:
+        folder = await asyncio.to_thread(resolve_model, args.model)
+        starting = StartingWorker(folder, choices)
+        try:
+            tokenizer, worker = await asyncio.gather(
+                asyncio.to_thread(_load_tokenizer, folder), asyncio.to_thread(_wait, starting)
+            )
+        except BaseException:
+            starting.kill()
+            raise
+        try:
+            tokenizer.require_vocabulary(worker.vocab_size)
+            print(worker.plan.describe(), file=sys.stderr, flush=True)
+            yield Backend(worker.client, tokenizer, names, worker.plan.max_model_len)
+        finally:
+            await asyncio.to_thread(worker.stop)
+
+    def on_ready(url: str) -> None:
+        print(f"ventoux serves {', '.join(names)} on {url}", file=sys.stderr, flush=True)
+
+    serve(server, start, on_ready=on_ready)
+    return 0
+
+
+def _load_tokenizer(folder: Path):
+    from ventoux.text.tokenizer import Tokenizer
+
+    return Tokenizer.from_file(folder)
+
+
+def _wait(starting):
+    with loading_bar("loading weights") as progress:
+        return starting.wait(progress)

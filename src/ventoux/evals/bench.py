@@ -1,0 +1,235 @@
+"""How fast an engine is: prefill, decode, throughput, on random tokens. No tokenizer is needed.
+
+The engine is stepped by hand in the caller's thread, so that what is timed is the engine and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ventoux.config import BYTES_PER_VALUE, EnginePlan, ModelConfig
+from ventoux.engine.engine import Engine
+from ventoux.engine.request import EngineOutput, Request, SamplingParams
+from ventoux.errors import ConfigError, EngineError
+from ventoux.evals import machine
+from ventoux.model.tensors import tensor_table
+
+# Prompt length of the decode runs.
+DECODE_PROMPT = 128
+Tick = Callable[[], None]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median and range of repeated measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def random_prompt(length: int, vocab_size: int, seed: int) -> list[int]:
+    """Regular tokens only: ids below 1000 are control tokens, and [IMG] would ask for an image."""
+    rng = random.Random(seed)
+    return [rng.randrange(min(1000, vocab_size // 2), vocab_size) for _ in range(length)]
+
+
+# ------------------------------------------------------------------------------------------------------- measurements
+
+
+def latency(
+    engine: Engine,
+    *,
+    prompt_tokens: Sequence[int],
+    batch_sizes: Sequence[int],
+    new_tokens: int,
+    repeats: int,
+    bandwidth: float,
+    tick: Tick = lambda: None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Prefill tokens per second by prompt length; decode tokens per second by batch size.
+
+    Args:
+        bandwidth: Of the machine's memory, bytes per second; decode is also given as a share of it.
+        tick: Called after every run; there are `num_latency_runs` of them.
+
+    Raises:
+        ConfigError: the plan has no room for such a prompt or batch.
+    """
+    _check_fits(engine.plan, max(*prompt_tokens, DECODE_PROMPT + new_tokens), max(batch_sizes))
+    prefill, decode = [], []
+    for length in prompt_tokens:
+        rates = []
+        for run in range(-1, repeats):
+            seconds = sum(_run(engine, _prompts(engine, 1, length, seed=run), new_tokens=1))
+            tick()
+            # The first run pays for pages and caches that are touched for the first time.
+            if run >= 0:
+                rates.append(length / seconds)
+        prefill.append({"prompt_tokens": length, "tokens_per_second": spread(rates)})
+    for batch_size in batch_sizes:
+        rates = []
+        for run in range(repeats):
+            rates.append(_decode_rate(engine, batch_size, new_tokens, seed=run))
+            tick()
+        active = active_bytes(engine.config, engine.plan.dtype, batch_size)
+        shares = [rate / batch_size * active / bandwidth for rate in rates]
+        decode.append(
+            {
+                "batch_size": batch_size,
+                "tokens_per_second": spread(rates),
+                "weight_bytes_per_step": active,
+                "share_of_bandwidth": spread(shares),
+            }
+        )
+    return {"prefill": prefill, "decode": decode}
+
+
+def num_latency_runs(prompt_tokens: Sequence[int], batch_sizes: Sequence[int], repeats: int) -> int:
+    return len(prompt_tokens) * (repeats + 1) + len(batch_sizes) * repeats
+
+
+def throughput(
+    engine: Engine,
+    *,
+    num_requests: int,
+    input_tokens: int,
+    output_tokens: int,
+    repeats: int,
+    tick: Tick = lambda: None,
+) -> dict[str, Any]:
+    """All requests at once: requests and output tokens per second, from the first step to the last.
+
+    Raises:
+        ConfigError: the plan has no room for such a request.
+    """
+    _check_fits(engine.plan, input_tokens + output_tokens, 1)
+    seconds = []
+    for run in range(repeats):
+        seconds.append(sum(_run(engine, _prompts(engine, num_requests, input_tokens, seed=run), output_tokens)))
+        tick()
+    return {
+        "num_requests": num_requests,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "requests_per_second": spread([num_requests / s for s in seconds]),
+        "output_tokens_per_second": spread([num_requests * output_tokens / s for s in seconds]),
+        "total_tokens_per_second": spread([num_requests * (input_tokens + output_tokens) / s for s in seconds]),
+    }
+
+
+def active_bytes(config: ModelConfig, dtype: str, batch_size: int) -> int:
+    """Bytes of weights that one decode step has to read; the latent cache is not in it.
+
+    Of E experts, `batch_size` tokens with k each are expected to meet E (1 - (1 - k/E)^batch_size) different ones,
+    if routing is uniform and independent, as it is for random tokens and weights.
+    """
+    text = config.text
+    chosen = 1 - (1 - text.num_experts_per_tok / text.n_routed_experts) ** batch_size
+    count = 0.0
+    for row in tensor_table(config):
+        if row.part == "vision" or (row.part == "embedding" and not text.tie_word_embeddings):
+            continue
+        count += row.num_parameters * (chosen if row.is_routed else 1)
+    return round(count * BYTES_PER_VALUE[dtype])
+
+
+def _check_fits(plan: EnginePlan, length: int, batch_size: int) -> None:
+    if length > plan.max_model_len:
+        raise ConfigError(f"{length} tokens are more than the {plan.max_model_len} of this plan's --max-model-len.")
+    if batch_size > plan.max_num_seqs:
+        raise ConfigError(f"a batch of {batch_size} needs --max-num-seqs {batch_size}, which is {plan.max_num_seqs}.")
+
+
+def _prompts(engine: Engine, count: int, length: int, seed: int) -> list[list[int]]:
+    """Different for every seed, so that no run finds the last one's pages in the prefix cache."""
+    vocab_size = engine.config.text.vocab_size
+    return [random_prompt(length, vocab_size, seed=hash((seed, length, i))) for i in range(count)]
+
+
+def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) -> float:
+    """Tokens per second over the steps in which every sequence decodes and none has a prompt to read."""
+    prompts = _prompts(engine, batch_size, DECODE_PROMPT, seed)
+    started: set[str] = set()
+    full: list[float] = []
+
+    def watch(outputs: list[EngineOutput], seconds: float) -> None:
+        if len(started) == len(outputs) == batch_size:
+            full.append(seconds)
+        started.update(output.request_id for output in outputs)
+
+    _run(engine, prompts, new_tokens, watch)
+    if not full:
+        raise ConfigError(
+            f"no step decoded all {batch_size} sequences: raise --new-tokens, --max-num-batched-tokens or"
+            " --kv-cache-memory."
+        )
+    return batch_size * len(full) / sum(full)
+
+
+def _run(
+    engine: Engine,
+    prompts: list[list[int]],
+    new_tokens: int,
+    watch: Callable[[list[EngineOutput], float], None] | None = None,
+) -> list[float]:
+    """Adds all prompts, steps until nothing is left, and returns the seconds of each step."""
+    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    for i, prompt in enumerate(prompts):
+        engine.add(Request(request_id=f"bench-{i}", prompt_token_ids=prompt, params=params))
+    steps = []
+    while engine.has_work:
+        started = time.perf_counter()
+        outputs = engine.step()
+        steps.append(time.perf_counter() - started)
+        for output in outputs:
+            if output.finish_reason == "error":
+                raise EngineError(output.error or "the engine gave no reason")
+        if watch is not None:
+            watch(outputs, steps[-1])
+    return steps
+
+
+# ------------------------------------------------------------------------------------------------------- result files
+
+
+def result(benchmark: str, model: str, config: dict[str, Any], results: dict[str, Any], note: str) -> dict[str, Any]:
+    """A result with everything that is needed to judge it or to measure it again."""
+    return {
+        "benchmark": benchmark,
+        "model": model,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": machine.commit(),
+        "note": note,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "config": config,
+        "results": results,
+    }
+
+
+def model_facts(engine: Engine) -> dict[str, Any]:
+    """The plan and the model's size, for the result's config."""
+    rows = list(tensor_table(engine.config))
+    text = engine.config.text
+    return {
+        "parameters": sum(row.num_parameters for row in rows),
+        "layers": text.num_hidden_layers,
+        "hidden_size": text.hidden_size,
+        "experts": text.n_routed_experts,
+        "experts_per_token": text.num_experts_per_tok,
+        "plan": asdict(engine.plan),
+    }
+
+
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Raises ConfigError if the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}.") from error

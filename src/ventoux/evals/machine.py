@@ -1,0 +1,94 @@
+"""What a result was measured on: the machine, its memory's speed, the versions, the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ventoux import __version__
+from ventoux.build import probe
+from ventoux.config import Hardware
+
+PACKAGES = (
+    *("torch", "mistral-common", "llguidance", "safetensors", "huggingface-hub", "numpy", "pillow", "msgspec"),
+    *("pydantic", "fastapi", "uvicorn", "httpx2", "rich"),
+)
+# Instruction sets that decide how fast a CPU can multiply, x86 then Arm.
+INSTRUCTION_SETS = (
+    *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "bf16", "i8mm", "sve", "sve2"),
+)
+
+
+def describe(hardware: Hardware | None = None) -> dict[str, Any]:
+    """The machine in plain values; memory in bytes."""
+    hardware = hardware or probe()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": hardware.cpu_name or platform.processor() or "unknown",
+        "cores": hardware.num_cores,
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in hardware.cpu_flags],
+        "memory_bytes": hardware.memory_bytes,
+        "available_bytes": hardware.available_bytes,
+        "cuda": hardware.cuda_name or None,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """None: not installed."""
+    found: dict[str, str | None] = {"ventoux": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def commit() -> str | None:
+    """The commit that the running source belongs to, "+" for one with changes; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository.
+        git("ls-files", "--error-unmatch", "../errors.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "..") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def memory_bandwidth(hardware: Hardware | None = None, repeats: int = 5) -> dict[str, Any]:
+    """How fast torch reads memory: the best of `repeats` fp32 sums over 1 GiB (less where memory is short).
+
+    The best, not the median: it stands for what the machine can do, and others may be using it.
+    """
+    hardware = hardware or probe()
+    nbytes = min(2**30, hardware.available_bytes // 8)
+    values = torch.ones(nbytes // 4)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        values.sum()
+        seconds.append(time.perf_counter() - started)
+    method = f"torch fp32 sum over {nbytes / 2**20:.0f} MiB, {torch.get_num_threads()} thread(s), best of {repeats}"
+    return {"bytes_per_second": nbytes / min(seconds), "method": method}
+
+
+def peak_memory() -> int:
+    """The most bytes that this process ever had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
