@@ -36,9 +36,7 @@ def prompt(length: int, seed: int = 0, vocab_size: int = 1317) -> list[int]:
 def image(rows: int = 2, cols: int = 3, seed: int = 0) -> ImageInput:
     """A random image of rows x cols merged patches."""
     pixels = np.random.default_rng(seed).standard_normal((3, rows * 28, cols * 28)).astype("<f4").tobytes()
-    return ImageInput(
-        pixels=pixels, height=rows * 28, width=cols * 28, content_hash=hashlib.sha256(pixels).digest()
-    )
+    return ImageInput(pixels=pixels, height=rows * 28, width=cols * 28, content_hash=hashlib.sha256(pixels).digest())
 
 
 def image_tokens(rows: int = 2, cols: int = 3) -> list[int]:

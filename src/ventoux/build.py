@@ -44,6 +44,7 @@ def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None 
         ConfigError: the choices cannot be honoured on this machine.
     """
     checkpoint = open_checkpoint(folder)
+    checkpoint.require_loadable()
     if choices.yarn_apply_scale is not None:
         text = checkpoint.config.text
         text = replace(text, rope=replace(text.rope, apply_scale=choices.yarn_apply_scale))

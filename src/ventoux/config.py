@@ -298,10 +298,11 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         longest = min(longest, max(num_pages, 0) * engine.page_size)
     needed = math.ceil(longest / engine.page_size)
     if num_pages < max(needed, 1):
-        have = max(budget, 0) / 2**30
+        have = "nothing" if budget <= 0 else f"{budget / 2**30:.2f} GiB"
+        wanted = f"one sequence of {longest} tokens needs {needed * page_bytes / 2**30:.2f} GiB" if longest else ""
         raise ConfigError(
-            f"Not enough memory: weights take {weight_bytes / 2**30:.2f} GiB, which leaves {have:.2f} GiB for the"
-            f" cache, and one sequence of {longest} tokens needs {needed * page_bytes / 2**30:.2f} GiB."
+            f"Not enough memory: {hardware.available_bytes / 2**30:.1f} GiB are free, the weights take"
+            f" {weight_bytes / 2**30:.1f} GiB, which leaves {have} for the cache{'; ' + wanted if wanted else ''}."
             " Lower --max-model-len, raise --memory-utilization, or use a machine with more memory."
         )
     return EnginePlan(

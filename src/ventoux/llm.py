@@ -1,8 +1,8 @@
 """The offline face: load a model in this process, then generate, chat and stream.
 
-    from ventoux import LLM, SamplingParams
-    llm = LLM()                                             # the bundled model
-    print(llm.chat([{"role": "user", "content": "Hi"}]).outputs[0].text)
+from ventoux import LLM, SamplingParams
+llm = LLM()                                             # the bundled model
+print(llm.chat([{"role": "user", "content": "Hi"}]).outputs[0].text)
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
-    ) -> list[RequestOutput]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[RequestOutput]:
         """Continues raw prompts (text or token ids), without any chat format; results come in prompt order."""
         single = isinstance(prompts, str) or _is_ids(prompts)
         batch = cast(list[Prompt], [prompts] if single else list(prompts))

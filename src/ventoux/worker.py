@@ -1,12 +1,13 @@
 """The engine in a process of its own: `python -m ventoux.worker FD`, and the call that starts it.
 
 Over one Unix socket pair, framed msgpack: first the setup goes in, then progress and the plan (or the error) come out,
-then requests and aborts go in and outputs come out. When either side dies the other reads end-of-file: the worker exits,
-the client ends its open requests with an error. Nothing here imports torch until the worker's own `main`.
+then requests and aborts go in and outputs come out. When either side dies the other reads end-of-file: the worker
+exits, the client ends its open requests with an error. Nothing here imports torch until the worker's own `main`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -62,10 +63,8 @@ class Worker:
 
     def stop(self, timeout: float = 5.0) -> None:
         """Lets the engine end by itself, then makes sure of it."""
-        try:
+        with contextlib.suppress(EngineDeadError):
             self.client.close()
-        except EngineDeadError:
-            pass
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -74,7 +73,7 @@ class Worker:
 
 
 class StartingWorker:
-    """A worker that was started but is not ready: torch is being imported there while this process does other things."""
+    """A worker that is not ready yet: it imports torch while this process does other things."""
 
     def __init__(self, folder: Path, choices: EngineConfig):
         self._sock, theirs = socket.socketpair()

@@ -47,7 +47,17 @@ NEIGHBOURS: dict[str, set[str]] = {
     "server": set(),
 }
 # Rooms that work without torch, in any process.
-NO_TORCH = ("text", "server", "errors", "config", "worker", "cli", "engine.request", "engine.client", "engine.scheduler")
+NO_TORCH = (
+    "text",
+    "server",
+    "errors",
+    "config",
+    "worker",
+    "cli",
+    "engine.request",
+    "engine.client",
+    "engine.scheduler",
+)
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -84,7 +94,9 @@ def test_imports_point_down(module, path):
     for target in imports_of(path):
         other = room_of(target)
         allowed = (
-            FLOORS[other] < FLOORS[room] or other.split(".")[0] == room.split(".")[0] or other in NEIGHBOURS.get(room, ())
+            FLOORS[other] < FLOORS[room]
+            or other.split(".")[0] == room.split(".")[0]
+            or other in NEIGHBOURS.get(room, ())
         )
         assert allowed, f"{module} (floor {FLOORS[room]}) imports {target} (floor {FLOORS[other]})"
 
@@ -121,7 +133,8 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom ventoux.cli import main\n"
         "try:\n    main(['serve', '--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'numpy', 'fastapi', 'mistral_common', 'rich', 'pydantic', 'huggingface_hub'} & set(sys.modules)\n"
+        "names = {'torch', 'numpy', 'fastapi', 'mistral_common', 'rich', 'pydantic', 'huggingface_hub'}\n"
+        "heavy = names & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

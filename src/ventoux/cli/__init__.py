@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, unknown = parser.parse_known_args(normalise(words))
         if unknown:
             raise ConfigError(_unknown(args.command, unknown[0]))
-        return import_module(f"ventoux.cli.{args.command}").run(args)
+        status = import_module(f"ventoux.cli.{args.command}").run(args)
+        sys.stdout.flush()  # here, where a reader that has gone is no surprise
+        return status
     except UserError as error:
         print(f"ventoux: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import types
 import typing
@@ -103,8 +104,12 @@ def with_config_file(argv: list[str]) -> list[str]:
     model = content.pop("model", None)
     for key, value in content.items():
         flag = "--" + str(key).replace("_", "-")
+        if value is None:
+            raise ConfigError(f"--config {paths[-1]}: {key} has no value.")
         if isinstance(value, bool):
             before.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            before += [flag, json.dumps(value)]
         else:
             before += [flag, *(map(str, value) if isinstance(value, list) else [str(value)])]
     command, *rest = argv

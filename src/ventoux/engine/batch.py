@@ -12,9 +12,7 @@ from ventoux.model.decoder import ForwardInputs
 from ventoux.ops.spec import AttentionLayout
 
 
-def build(
-    chunks: list[Chunk], page_size: int, image_rows: Mapping[bytes, torch.Tensor], device: str
-) -> ForwardInputs:
+def build(chunks: list[Chunk], page_size: int, image_rows: Mapping[bytes, torch.Tensor], device: str) -> ForwardInputs:
     """Packs chunks in order. `image_rows` holds the encoded images [rows, D] by content hash."""
     token_ids = [t for c in chunks for t in c.sequence.token_ids[c.start : c.stop]]
     positions = np.concatenate([np.arange(c.start, c.stop) for c in chunks])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 import msgspec
@@ -15,13 +16,13 @@ from ventoux.engine.messages import Abort, Add, Command, Event, Stop
 from ventoux.engine.request import EngineOutput, EngineStats, Request
 from ventoux.errors import EngineDeadError
 
-Sink = Callable[[EngineOutput], None]
+Sink = Callable[[EngineOutput], object]
 
 
 class EngineClient(Protocol):
     """submit, abort, stats: all that the rooms above know of an engine."""
 
-    def submit(self, request: Request) -> AsyncIterator[EngineOutput]:
+    def submit(self, request: Request) -> AsyncGenerator[EngineOutput]:
         """Adds a request and yields its outputs until every one of its `params.n` sequences has finished.
 
         Closing the iterator early aborts the request. Raises EngineDeadError if the engine is gone.
@@ -56,7 +57,7 @@ class Client:
             self._unfinished[request.request_id] = request.params.n
         self._send(Add(request))
 
-    async def submit(self, request: Request) -> AsyncIterator[EngineOutput]:
+    async def submit(self, request: Request) -> AsyncGenerator[EngineOutput]:
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[EngineOutput] = asyncio.Queue()
         self.submit_to(request, lambda output: loop.call_soon_threadsafe(outputs.put_nowait, output))
@@ -111,11 +112,9 @@ class Client:
 
 
 def _deliver(sink: Sink, output: EngineOutput) -> None:
-    try:
+    # The event loop that waited for it may have been closed: then nobody is left to tell.
+    with contextlib.suppress(RuntimeError):
         sink(output)
-    except RuntimeError:
-        # The event loop that waited for it has been closed: nobody is left to tell.
-        pass
 
 
 def send_frame(sock: socket.socket, payload: bytes) -> None:

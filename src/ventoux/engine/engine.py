@@ -1,7 +1,7 @@
 """The engine: add, abort, step. One owner of scheduler, pages and device; everybody else sends messages.
 
-A step reads: schedule, encode images, forward, sample, commit. Each request has its own failure boundary in every one of
-these: what goes wrong for one ends that one.
+A step reads: schedule, encode images, forward, sample, commit. Each request has its own failure boundary in every one
+of these: what goes wrong for one ends that one.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class Engine:
         self.runner = Runner(model, plan)
         self.pool = PagePool(plan.num_pages)
         self.scheduler = Scheduler(
-            SchedulerConfig(
-                plan.max_num_seqs, plan.max_num_batched_tokens, plan.page_size, plan.enable_prefix_caching
-            ),
+            SchedulerConfig(plan.max_num_seqs, plan.max_num_batched_tokens, plan.page_size, plan.enable_prefix_caching),
             self.pool,
         )
         self.sequences: dict[tuple[str, int], Sequence] = {}
@@ -261,4 +259,6 @@ class Engine:
             return self._finish(sequence, "error", error=str(error), error_code="invalid_request")
         logger.error("request %s failed", sequence.request.request_id, exc_info=error)
         code = "numerical_error" if isinstance(error, NumericalError) else "internal_error"
-        return self._finish(sequence, "error", error=f"The engine could not go on with this request ({code}).", error_code=code)
+        return self._finish(
+            sequence, "error", error=f"The engine could not go on with this request ({code}).", error_code=code
+        )

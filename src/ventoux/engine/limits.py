@@ -50,7 +50,9 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
             param="min_tokens",
         )
     if len(params.stop) > MAX_STOP_STRINGS:
-        raise InvalidRequestError(f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(params.stop)}.", param="stop")
+        raise InvalidRequestError(
+            f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(params.stop)}.", param="stop"
+        )
     if any(not 0 < len(s) <= MAX_STOP_LENGTH for s in params.stop):
         raise InvalidRequestError(f"each stop string must have 1 to {MAX_STOP_LENGTH} characters.", param="stop")
     _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)

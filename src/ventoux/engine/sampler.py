@@ -46,9 +46,8 @@ def sample(logits_V: Tensor, sequence: Sequence, seed: int, end_ids: set[int]) -
         _apply_mask(logits_V, sequence)
     if params.temperature == 0:
         return int(logits_V.argmax())
-    uniform = np.random.Generator(np.random.Philox(key=[seed % 2**64, sequence.index])).bit_generator
-    uniform.advance(sequence.num_generated)
-    return _draw(logits_V / params.temperature, params, np.random.Generator(uniform).random())
+    counter = np.random.Philox(key=[seed % 2**64, sequence.index]).advance(sequence.num_generated)
+    return _draw(logits_V / params.temperature, params, np.random.Generator(counter).random())
 
 
 def _penalise(logits_V: Tensor, sequence: Sequence) -> None:

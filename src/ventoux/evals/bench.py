@@ -48,13 +48,11 @@ def latency(
     batch_sizes: Sequence[int],
     new_tokens: int,
     repeats: int,
-    bandwidth: float,
     tick: Tick = lambda: None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Prefill tokens per second by prompt length; decode tokens per second by batch size.
 
     Args:
-        bandwidth: Of the machine's memory, bytes per second; decode is also given as a share of it.
         tick: Called after every run; there are `num_latency_runs` of them.
 
     Raises:
@@ -77,16 +75,15 @@ def latency(
             rates.append(_decode_rate(engine, batch_size, new_tokens, seed=run))
             tick()
         active = active_bytes(engine.config, engine.plan.dtype, batch_size)
-        shares = [rate / batch_size * active / bandwidth for rate in rates]
-        decode.append(
-            {
-                "batch_size": batch_size,
-                "tokens_per_second": spread(rates),
-                "weight_bytes_per_step": active,
-                "share_of_bandwidth": spread(shares),
-            }
-        )
+        decode.append({"batch_size": batch_size, "tokens_per_second": spread(rates), "weight_bytes_per_step": active})
     return {"prefill": prefill, "decode": decode}
+
+
+def add_shares(decode: list[dict[str, Any]], bandwidth: float) -> None:
+    """Adds to each row which share of the memory's bytes per second the weights of its steps came to."""
+    for row in decode:
+        steps_per_second = row["tokens_per_second"]["median"] / row["batch_size"]
+        row["share_of_bandwidth"] = steps_per_second * row["weight_bytes_per_step"] / bandwidth
 
 
 def num_latency_runs(prompt_tokens: Sequence[int], batch_sizes: Sequence[int], repeats: int) -> int:

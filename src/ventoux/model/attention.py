@@ -86,9 +86,7 @@ class LatentAttention(nn.Module):
         k_THX = torch.cat((k_nope_THN, k_rope_TR.unsqueeze(1).expand(-1, H, -1)), dim=-1)
         return self.ops.packed_attention(q_THX, k_THX, v_THO, lengths, cfg.softmax_scale, True)
 
-    def _absorbed(
-        self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_PSX: Tensor, layout: AttentionLayout
-    ) -> Tensor:
+    def _absorbed(self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_PSX: Tensor, layout: AttentionLayout) -> Tensor:
         cfg = self.config
         H, N, O = cfg.num_attention_heads, cfg.qk_nope_head_dim, cfg.v_head_dim
         w_uk_HNC, w_uv_HOC = self.kv_b_proj.weight.unflatten(0, (H, N + O)).split((N, O), dim=1)

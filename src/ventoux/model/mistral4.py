@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ class Mistral4(nn.Module):
         self.language_model = Decoder(config.text, ops)
         self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, ops)
         if config.text.tie_word_embeddings:
-            self.lm_head.weight = self.language_model.embed_tokens.weight
+            self.lm_head.weight = cast(nn.Parameter, self.language_model.embed_tokens.weight)
         if config.vision is not None:
             self.vision_tower = VisionTower(config.vision, ops)
             self.multi_modal_projector = Projector(config.vision, config.text.hidden_size, ops)

@@ -45,9 +45,7 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(config, ops)
         self.experts = Experts(config, ops)
-        self.shared_experts = GatedMLP(
-            config.hidden_size, config.moe_intermediate_size * config.n_shared_experts, ops
-        )
+        self.shared_experts = GatedMLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts, ops)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         weights_TK, expert_ids_TK = self.gate(x_TD)

@@ -124,7 +124,9 @@ def _layer_rows(c: TextConfig, i: int, root: str) -> Iterator[TensorRow]:
     yield _row(p + "mlp.gate.weight", n + "gate.weight", (E, D), "router")
     yield from _mlp_rows(p + "mlp.shared_experts.", n + "shared_experts.", D, F * c.n_shared_experts, "shared_experts")
     gate_up = [
-        Piece(f"{n}experts.{e}.{w}.weight", e, rows) for e in range(E) for w, rows in (("w1", (0, F)), ("w3", (F, 2 * F)))
+        Piece(f"{n}experts.{e}.{w}.weight", e, rows)
+        for e in range(E)
+        for w, rows in (("w1", (0, F)), ("w3", (F, 2 * F)))
     ]
     down = [Piece(f"{n}experts.{e}.w2.weight", e) for e in range(E)]
     experts = {"part": "experts", "quantizable": True, "split_axis": 0}

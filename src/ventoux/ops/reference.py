@@ -71,9 +71,7 @@ def route(x_TD: Tensor, gate_ED: Tensor, top_k: int, scale: float) -> tuple[Tens
     return weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20) * scale, expert_ids_TK
 
 
-def experts(
-    x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
-) -> Tensor:
+def experts(x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
     """Visits the chosen experts in rising order, so that each row's sum has one order whatever else is in the batch."""
     out_TD = torch.zeros_like(x_TD, dtype=torch.float32)
     # Unbound once: the gradient of gate_up_EGD[e] would be a whole [E, G, D] of zeros per expert.

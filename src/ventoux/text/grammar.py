@@ -32,6 +32,8 @@ MAX_SCHEMA_PROPERTIES = 1000
 MAX_SCHEMA_ITEMS = 10_000
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
+# JSON as prompts write it, ", " and ": ". With free whitespace a model in doubt can write blanks until max_tokens.
+_SEPARATORS = '{"x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}, '
 
 
 class GrammarMatcher:
@@ -134,7 +136,7 @@ class GrammarCompiler:
         self, tools: list[Tool], schema: dict[str, Any] | None, mode: ToolChoiceEnum, parallel: bool, think: bool
     ) -> str:
         with refusing("tools" if tools else "response_format"):
-            return self._factory.get_lark_from_jinja(
+            grammar = self._factory.get_lark_from_jinja(
                 template=_WITH_THINKING if think else _WITHOUT_THINKING,
                 mode=mode,
                 tools=tools or None,
@@ -143,6 +145,7 @@ class GrammarCompiler:
                 json_only=not tools,
                 force_tool_names=bool(tools),
             )
+        return grammar.replace("%json {", "%json " + _SEPARATORS)
 
 
 def _check_size(schemas: Sequence[Any], param: str) -> None:

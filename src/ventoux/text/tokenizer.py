@@ -131,7 +131,9 @@ class Tokenizer:
     def require_vocabulary(self, model_vocab_size: int) -> None:
         """Raises CheckpointError if a model of this vocabulary size cannot belong to this tokenizer."""
         if self.vocab_size != model_vocab_size:
-            problem = f"the tokenizer has {self.vocab_size} ids, the model {model_vocab_size}: they do not belong together"
+            problem = (
+                f"the tokenizer has {self.vocab_size} ids, the model {model_vocab_size}: they do not belong together"
+            )
             raise CheckpointError(str(self.path), [problem])
 
     @property

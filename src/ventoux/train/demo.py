@@ -7,7 +7,6 @@ interrupted. State lies in one file, written atomically.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo_batches import Batch, batches
 from ventoux.train.demo_data import Example, examples
 from ventoux.train.demo_model import demo_config
+from ventoux.train.start import initialise
 
 Tensor = torch.Tensor
 
@@ -40,7 +40,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     balance: float = 0.01  # weight of the load-balancing loss (Fedus et al., Switch Transformers, 2021, eq. 4)
     max_offset: int = 8192
-    drill_steps: int = 800  # copying drills alone for so long, then fading to a tenth over as many steps
+    drill_steps: int = 150  # copying drills alone for so long, then fading to a tenth over as many steps
     seed: int = 0
     save_every_s: float = 240.0
     judge_every: int = 200
@@ -85,21 +85,6 @@ class RouterWatch:
         ]
         self.seen.clear()
         return torch.stack(counts)
-
-
-def initialise(model: Mistral4, seed: int) -> None:
-    """Fan-in scaled normal weights; what writes into the residual stream is scaled down by sqrt(2 L)."""
-    generator = torch.Generator().manual_seed(seed)
-    depth = math.sqrt(2 * model.config.text.num_hidden_layers)
-    for name, p in model.named_parameters():
-        if p.ndim == 1:
-            torch.nn.init.ones_(p)
-            continue
-        fan_in = p[0].numel() if "patch_conv" in name else p.shape[-1]
-        std = 0.05 if "embed_tokens" in name else fan_in**-0.5
-        if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
-            std /= depth
-        torch.nn.init.normal_(p, 0.0, std, generator=generator)
 
 
 def forward(model: Mistral4, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -162,9 +147,7 @@ class Trainer:
         """Runs to the last step. `report` gets a record per step; the state is saved every few minutes."""
         cfg = self.config
         saved = time.monotonic()
-        stream = batches(
-            self.tokenizer, self.source, cfg.tokens_per_step, cfg.max_offset, self.step, cfg.drill_share
-        )
+        stream = batches(self.tokenizer, self.source, cfg.tokens_per_step, cfg.max_offset, self.step, cfg.drill_share)
         while self.step < cfg.steps:
             start = time.monotonic()
             record = self.train_step(next(stream))

@@ -68,13 +68,9 @@ def assistant_message(answer: dict, call_ids: list[str]) -> dict:
 
 
 def encode(tokenizer: Tokenizer, example: Example) -> Encoded:
-    prompt = tokenizer.encode_chat(
-        example.messages, tools=example.tools, reasoning_effort=example.reasoning_effort
-    )
+    prompt = tokenizer.encode_chat(example.messages, tools=example.tools, reasoning_effort=example.reasoning_effort)
     target = answer_ids(tokenizer, example.answer)
-    images = [
-        np.frombuffer(i.pixels, dtype=np.float32).reshape(3, i.height, i.width) for i in prompt.images
-    ]
+    images = [np.frombuffer(i.pixels, dtype=np.float32).reshape(3, i.height, i.width) for i in prompt.images]
     mask = [False] * len(prompt.token_ids) + [True] * len(target)
     return Encoded(example.task, prompt.token_ids + target, mask, images)
 
@@ -139,8 +135,7 @@ def pack(tokenizer: Tokenizer, items: list[Encoded], rng: random.Random, max_off
 def drill(tokenizer: Tokenizer, rng: random.Random) -> Encoded:
     """A random piece written several times over, with the loss on the repetitions.
 
-    Nothing but copying helps here. Without such drills a small model spends its first million tokens on learning the
-    templates by heart, and begins to copy numbers late or never (see docs/LOG.md).
+    Nothing but copying helps here: it polishes the induction head that training starts with (see start.py).
     """
     length = rng.randint(3, 20)
     if rng.random() < 0.6:
