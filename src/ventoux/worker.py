@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from ventoux.config import EngineConfig, EnginePlan
+from ventoux.config import EngineConfig, EnginePlan, engine_environment
 from ventoux.engine.client import SocketClient, receive_frame, send_frame
 from ventoux.engine.messages import Command, Stop
 from ventoux.errors import ConfigError, EngineDeadError
@@ -78,7 +78,9 @@ class StartingWorker:
     def __init__(self, folder: Path, choices: EngineConfig):
         self._sock, theirs = socket.socketpair()
         command = [sys.executable, "-m", "ventoux.worker", str(theirs.fileno())]
-        self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=engine_environment()
+        )
         theirs.close()
         send_frame(self._sock, msgspec.msgpack.encode(Setup(str(folder), choices)))
 
@@ -94,10 +96,11 @@ class StartingWorker:
             if isinstance(message, Ready):
                 return Worker(self.process, SocketClient(self._sock), message.plan, message.vocab_size)
             if isinstance(message, Failed):
-                self.process.wait()
+                self.kill()
                 raise (ConfigError if message.is_users else EngineDeadError)(message.message)
             if progress is not None:
                 progress(message.done_bytes, message.total_bytes)
+        self._sock.close()
         raise EngineDeadError(f"the engine process ended while starting (exit status {self.process.wait()})")
 
     def kill(self) -> None:

@@ -7,9 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import write_tiny
 from ventoux.cli import main
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Engines set torch's threads for the whole process; two of them on busy cores make tiny models 50 times slower."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

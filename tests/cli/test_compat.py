@@ -1,4 +1,4 @@
-"""Flags of the model card's command line: accepted with their meaning, or with one line that says why they have none."""
+"""Flags of the model card's command line: accepted with their meaning, or with a line that says why they have none."""
 
 from __future__ import annotations
 

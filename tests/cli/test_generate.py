@@ -55,7 +55,7 @@ BAD = [
     ({"prompt": "x", "stop": [1]}, "line 2: stop: expected `str`", "stop"),
     ({"prompt": ["x"]}, "line 2: prompt must be text or a list of token ids", "prompt"),
     ({"prompt": [True]}, "line 2: prompt must be text or a list of token ids", "prompt"),
-    ({"prompt": []}, "at least one message", "messages"),
+    ({"prompt": []}, "line 2: prompt holds no token ids", "prompt"),
     ({"prompt": [10**6]}, "prompt token ids must lie in", None),
     ({"prompt": "x", "messages": HELLO}, 'needs either "prompt" or "messages"', "prompt"),
     ({"max_tokens": 3}, 'needs either "prompt" or "messages"', "prompt"),

@@ -19,10 +19,6 @@ import pytest
 REPOSITORY_ID = "mistralai/Mistral-Small-4-119B-2603"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--card", help="a text of the model card; its OpenAI-client programs are run as they stand")
-
-
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -213,9 +213,12 @@ class AnswerPrinter:
         self._last = kind
 
     def _write(self, text: str, style: str | None = None) -> None:
-        # `out` leaves the text alone: no markup, no emoji codes, no wrapping, tabs stay.
+        from rich.segment import Segment, Segments
+
         if text := printable(text):
-            self._console.out(text, end="", style=style, highlight=False)
+            # Segments are left alone: no markup, no emoji codes, no wrapping, tabs stay.
+            segment = Segment(text, self._console.get_style(style) if style else None)
+            self._console.print(Segments([segment]), end="", soft_wrap=True)
             self._line_is_open = not text.endswith("\n")
 
 

@@ -74,6 +74,8 @@ def _item(fields: dict[str, Any], defaults: dict[str, Any], where: str) -> Batch
 
 
 def _prompt(prompt: Any, where: str) -> str | list[int]:
+    if prompt == []:
+        raise InvalidRequestError(f"{where}: prompt holds no token ids.", param="prompt")
     try:
         return msgspec.convert(prompt, str | list[int])
     except msgspec.ValidationError as error:

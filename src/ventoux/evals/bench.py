@@ -35,7 +35,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def random_prompt(length: int, vocab_size: int, seed: int) -> list[int]:
     """Regular tokens only: ids below 1000 are control tokens, and [IMG] would ask for an image."""
     rng = random.Random(seed)
-    return [rng.randrange(min(1000, vocab_size // 2), vocab_size) for _ in range(length)]
+    return [rng.randrange(1000, vocab_size) for _ in range(length)]
 
 
 # ------------------------------------------------------------------------------------------------------- measurements

@@ -7,9 +7,9 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from ventoux.engine.request import EngineOutput, Request
+from ventoux.engine.request import Request
 from ventoux.server.errors import ApiError, from_engine
 from ventoux.server.service import Service, shutting_down
 from ventoux.text.answer import AnswerEvent, AnswerStream
@@ -37,8 +37,7 @@ async def generate(
     timer = service.metrics.timer(len(request.prompt_token_ids))
     reason = "abort"
     service.running.add(request.request_id)
-    # The protocol promises an iterator that can be closed, which in Python's types is a generator.
-    outputs = cast("AsyncGenerator[EngineOutput, None]", service.engine.submit(request))
+    outputs = service.engine.submit(request)
     try:
         async with aclosing(outputs):
             async for output in outputs:

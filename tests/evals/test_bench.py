@@ -1,0 +1,217 @@
+"""bench: counts what it says it counts, on a tiny checkpoint without a tokenizer and on a scripted server."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import pytest
+import torch
+
+from tests.engines import tiny_engine
+from tests.tiny import tiny_config, write_tiny
+from ventoux.cli import main
+from ventoux.errors import ConfigError, EngineError
+from ventoux.evals import bench, machine
+from ventoux.evals.bench_serve import ServeBench, percentiles
+from ventoux.model.tensors import tensor_table
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Engines set torch's threads for the whole process; two of them on busy cores make tiny models 50 times slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("bench") / "model")
+
+
+def test_active_bytes_of_one_token_are_its_experts_and_all_that_is_shared():
+    config = tiny_config()
+    rows = list(tensor_table(config))
+    shared = sum(r.num_parameters for r in rows if r.part not in ("experts", "embedding", "vision"))
+    experts = sum(r.num_parameters for r in rows if r.is_routed)
+    assert bench.active_bytes(config, "float32", 1) == round((shared + experts * 2 / 5) * 4)
+    assert bench.active_bytes(config, "bfloat16", 1) * 2 == bench.active_bytes(config, "float32", 1)
+
+
+def test_many_tokens_meet_all_experts_but_never_more():
+    config = tiny_config()
+    sizes = [bench.active_bytes(config, "float32", n) for n in (1, 2, 8, 1000)]
+    whole = sum(r.num_parameters for r in tensor_table(config) if r.part not in ("embedding", "vision")) * 4
+    assert sizes == [*sorted(set(sizes[:3])), whole]
+
+
+def test_latency_of_a_tiny_engine():
+    engine = tiny_engine(max_model_len=160, max_num_batched_tokens=64)
+    ticks = []
+    options = {"prompt_tokens": [16, 100], "batch_sizes": [1, 4], "repeats": 2}
+    measured = bench.latency(engine, **options, new_tokens=12, tick=lambda: ticks.append(1))
+    assert len(ticks) == bench.num_latency_runs(**options)
+    assert [row["prompt_tokens"] for row in measured["prefill"]] == [16, 100]
+    assert [row["batch_size"] for row in measured["decode"]] == [1, 4]
+    for row in measured["prefill"] + measured["decode"]:
+        rate = row["tokens_per_second"]
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"] and rate["n"] == 2
+    assert engine.pool.num_idle == engine.pool.num_pages and not engine.has_work
+
+
+def test_prefill_counts_all_chunks(monkeypatch):
+    """A prompt of 100 tokens in chunks of 40 takes three steps; timing the last one alone would flatter."""
+    engine = tiny_engine(max_num_batched_tokens=40)
+    clock = iter(range(10_000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    measured = bench.latency(engine, prompt_tokens=[100], batch_sizes=[1], new_tokens=4, repeats=1)
+    assert measured["prefill"][0]["tokens_per_second"]["median"] == 100 / 3
+
+
+def test_decode_leaves_out_steps_that_read_prompts(monkeypatch):
+    """One second per step: a full batch of 3 decodes 3 tokens a second, whatever the staggered start."""
+    engine = tiny_engine(max_num_batched_tokens=150)
+    clock = iter(range(10_000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    measured = bench.latency(engine, prompt_tokens=[8], batch_sizes=[3], new_tokens=10, repeats=1)
+    assert measured["decode"][0]["tokens_per_second"]["median"] == 3
+
+
+def test_share_of_bandwidth():
+    rows = [{"batch_size": 2, "tokens_per_second": {"median": 20.0}, "weight_bytes_per_step": 300}]
+    bench.add_shares(rows, bandwidth=6000.0)
+    assert rows[0]["share_of_bandwidth"] == 0.5
+
+
+def test_prompts_differ_between_runs_and_hold_no_control_tokens():
+    """Equal prompts would be found in the prefix cache, and measured as infinitely fast."""
+    prompts = [bench.random_prompt(50, 1317, seed) for seed in range(20)]
+    assert len({tuple(p[:4]) for p in prompts}) == 20
+    assert min(map(min, prompts)) >= 1000 and max(map(max, prompts)) < 1317
+
+
+def test_what_does_not_fit_is_refused_before_it_runs():
+    engine = tiny_engine(max_model_len=160, max_num_seqs=4)
+    with pytest.raises(ConfigError, match="--max-model-len"):
+        bench.latency(engine, prompt_tokens=[200], batch_sizes=[1], new_tokens=4, repeats=1)
+    with pytest.raises(ConfigError, match="--max-num-seqs 5"):
+        bench.latency(engine, prompt_tokens=[20], batch_sizes=[5], new_tokens=4, repeats=1)
+
+
+def test_throughput_counts_requests_and_tokens(monkeypatch):
+    engine = tiny_engine(max_num_batched_tokens=512)
+    clock = iter(range(10_000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    result = bench.throughput(engine, num_requests=6, input_tokens=10, output_tokens=5, repeats=1)
+    # One step reads all prompts and brings the first tokens, four more bring the rest.
+    assert result["requests_per_second"]["median"] == 6 / 5
+    assert result["output_tokens_per_second"]["median"] == 6 * 5 / 5
+    assert result["total_tokens_per_second"]["median"] == 6 * 15 / 5
+
+
+@pytest.fixture
+def fast_memory(monkeypatch):
+    monkeypatch.setattr(machine, "memory_bandwidth", lambda: {"bytes_per_second": 1e9, "method": "made up"})
+
+
+FAST = ("--num-threads", "1", "--max-model-len", "256")
+
+
+def test_latency_command_writes_a_result(checkpoint, tmp_path, fast_memory, capsys):
+    """The checkpoint has no tekken.json: measuring needs none."""
+    path = tmp_path / "results" / "tiny.json"
+    words = ("--prompt-tokens", "32", "--batch-size", "1,2", "--new-tokens", "6", "--repeats", "1", "--note", "a test")
+    assert main(["bench", "latency", str(checkpoint), *words, "--output", str(path), *FAST]) == 0
+    result = json.loads(path.read_text())
+    assert result["benchmark"] == "latency" and result["note"] == "a test" and result["model"] == "model"
+    assert result["config"]["plan"]["num_threads"] == 1 and result["config"]["experts"] == 5
+    assert result["machine"]["cores"] >= 1 and result["versions"]["torch"]
+    assert result["results"]["memory"]["peak_bytes"] >= result["results"]["memory"]["loaded_bytes"] > 2**20
+    assert result["results"]["decode"][1]["share_of_bandwidth"] > 0
+    assert str(tmp_path) not in json.dumps(result), "a result file names folders of this machine"
+    shown = capsys.readouterr().out
+    assert "prefill of 32" in shown and "decode, batch of 2" in shown and "made up" in shown
+
+
+def test_throughput_command(checkpoint, capsys):
+    words = ("--num-prompts", "3", "--input-len", "8", "--output-len", "3")
+    assert main(["bench", "throughput", str(checkpoint), *words, *FAST]) == 0
+    assert "output tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("--batch-size", "1,x"), ("--repeats", "0"), ("--prompt-tokens", "")])
+def test_numbers_that_are_none(checkpoint, words):
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "latency", str(checkpoint), *words])
+    assert exit_.value.code == 2
+
+
+def test_memory_bandwidth_is_measured(monkeypatch):
+    """Bytes per second of the fastest of the sums."""
+    clock = iter([0, 4, 10, 12, 20, 21])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    hardware = machine.Hardware(num_cores=1, memory_bytes=2**20, available_bytes=2**20)
+    measured = machine.memory_bandwidth(hardware, repeats=3)
+    assert measured["bytes_per_second"] == 2**20 // 8
+
+
+# --------------------------------------------------------------------------------------------------------------- serve
+
+
+def stream(*chunks: dict) -> httpx2.Response:
+    lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content="".join(lines).encode())
+
+
+def serve_bench(answer, **options) -> tuple[ServeBench, list[dict]]:
+    bodies: list[dict] = []
+
+    def respond(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/v1/models":
+            return httpx2.Response(200, json={"data": [{"id": "served"}]})
+        bodies.append(json.loads(request.content))
+        return answer
+
+    made = ServeBench("http://server/v1/", transport=httpx2.MockTransport(respond), **options)
+    return made, bodies
+
+
+def test_serve_counts_requests_and_tokens():
+    text = {"choices": [{"text": "a"}]}
+    answer = stream(text, {"choices": [{"text": ""}]}, text, {"choices": [], "usage": {"completion_tokens": 7}})
+    served, bodies = serve_bench(answer, input_tokens=5, output_tokens=7)
+    ticks = []
+    levels = served.run([1, 3], 2, lambda: ticks.append(1))
+    assert [(row["concurrency"], row["num_requests"]) for row in levels] == [(1, 2), (3, 6)]
+    assert len(ticks) == 8 and len(bodies) == 9, "one request warms up and is not counted"
+    row = levels[1]
+    assert row["output_tokens_per_second"] == pytest.approx(7 * row["requests_per_second"])
+    assert set(row["time_to_first_token_ms"]) == {"p50", "p90", "p99"}
+    assert {body["model"] for body in bodies} == {"served"}
+    assert all(len(body["prompt"]) == 5 and body["max_tokens"] == 7 and body["ignore_eos"] for body in bodies)
+    assert len({tuple(body["prompt"]) for body in bodies}) == 9
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx2.Response(400, json={"error": {"message": "no ignore_eos"}}), "400: .*no ignore_eos"),
+        (httpx2.Response(200, content=b"<html>"), "text/event-stream"),
+        (stream({"error": {"message": "gone"}}), "gone"),
+        (stream({"choices": []}), "without any text"),
+        (stream([1]), "not how an OpenAI-compatible server answers"),
+    ],
+)
+def test_serve_errors(answer, message):
+    served, _ = serve_bench(answer)
+    with pytest.raises(EngineError, match=message):
+        served.run([1], 1)
+
+
+def test_serve_without_a_server(capsys):
+    assert main(["bench", "serve", "--url", "http://127.0.0.1:9"]) == 1
+    assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_percentiles_by_nearest_rank():
+    assert percentiles([i / 1000 for i in range(100)]) == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+    assert percentiles([]) == {"p50": None, "p90": None, "p99": None}
