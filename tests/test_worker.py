@@ -69,7 +69,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_whole(tmp_path):
     write_tiny(tmp_path)
     with (tmp_path / "consolidated.safetensors").open("r+b") as file:
         file.truncate(5000)
-    with pytest.raises(ConfigError, match="consolidated.safetensors"):
+    with pytest.raises(ConfigError, match=r"consolidated\.safetensors"):
         StartingWorker(tmp_path, CHOICES).wait()
 
 

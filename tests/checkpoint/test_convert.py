@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 
 from tests.tiny import tiny_config, tiny_draft_config, write_tiny
 from ventoux.checkpoint.convert import convert
-from ventoux.checkpoint.files import halves_from_pairs, open_checkpoint, pairs_from_halves
+from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.params import read_config
+from ventoux.checkpoint.reader import halves_from_pairs, pairs_from_halves, read_all
 from ventoux.checkpoint.write import model_rows, write_checkpoint
 from ventoux.errors import CheckpointError
 
@@ -96,8 +97,8 @@ def test_force_replaces_the_old_checkpoint_and_nothing_else(tmp_path):
     (target / "notes.txt").write_text("mine")
     convert(source, target, force=True)
     assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
-    wanted = {row.path: tensor for row, tensor in open_checkpoint(source).read_all()}
-    assert all(torch.equal(tensor, wanted[row.path]) for row, tensor in open_checkpoint(target).read_all())
+    wanted = {row.path: tensor for row, tensor in read_all(open_checkpoint(source))}
+    assert all(torch.equal(tensor, wanted[row.path]) for row, tensor in read_all(open_checkpoint(target)))
 
 
 def test_a_folder_cut_short_is_no_checkpoint(tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_config, tiny_draft_config, tiny_model, write_tiny
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.params import write_config
+from ventoux.checkpoint.reader import read_all
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import HF_PREFIXES, hf_name
 
@@ -52,7 +53,7 @@ def problems_of(folder, layout="auto"):
 def assert_weights(folder, layout="auto"):
     wanted = dict(tiny_model(seed=1).named_parameters())
     checkpoint = open_checkpoint(folder, layout)
-    for row, tensor in checkpoint.read_all():
+    for row, tensor in read_all(checkpoint):
         assert torch.equal(tensor, wanted[row.path]), row.path
 
 
@@ -317,4 +318,4 @@ def test_file_that_shrinks_after_opening(copy):
     with (folder / ONE_FILE["native"]).open("r+b") as file:
         file.truncate(20_000)
     with pytest.raises(CheckpointError, match="bytes early"):
-        list(checkpoint.read_all())
+        list(read_all(checkpoint))

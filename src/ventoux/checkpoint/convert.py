@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ventoux.checkpoint.files import Checkpoint, open_checkpoint
 from ventoux.checkpoint.keys import Layout
+from ventoux.checkpoint.reader import read_all, stored_dtype
 from ventoux.checkpoint.write import MAX_SHARD_BYTES, copy_side_files, remove_checkpoint, write_checkpoint
 from ventoux.errors import CheckpointError
 
@@ -45,8 +46,8 @@ def convert(
         dst,
         checkpoint.config,
         layout,
-        checkpoint.read_all(),
-        dtype={row.path: checkpoint.dtype(row) for row in checkpoint.rows},
+        read_all(checkpoint),
+        dtype={row.path: stored_dtype(checkpoint, row) for row in checkpoint.rows},
         max_shard_bytes=max_shard_bytes,
         progress=progress,
     )

@@ -1,18 +1,15 @@
-"""A checkpoint folder, opened: its config and headers are read and held against the tensor table; weights are read
-one parameter at a time, on demand."""
+"""A checkpoint folder, opened: its config and headers are read and held against the tensor table. No torch and no
+weights here; `reader.py` reads those, one parameter at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from ventoux.checkpoint.keys import CONFIG_FILES, Layout, QuantFormat
 from ventoux.checkpoint.params import Facts, find_layout, read_facts, require_loadable
-from ventoux.checkpoint.shards import TORCH_DTYPES, ShardReader, Shards, StoredTensor, read_shards
+from ventoux.checkpoint.shards import FLOAT_DTYPES, Shards, StoredTensor, read_shards
 from ventoux.config import ModelConfig
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import HF_PREFIXES, Piece, TensorRow, hf_name, tensor_table
@@ -57,31 +54,6 @@ class Checkpoint:
     def stored_names(self, row: TensorRow) -> list[str]:
         """The names under which a parameter's weights lie in the files, packed or not."""
         return [_expected(row, piece, self.quant_format, self.stored)[0] for piece in self.pieces(row)]
-
-    def dtype(self, row: TensorRow) -> torch.dtype:
-        """The type in which a parameter is stored (pieces never differ: opening checked it)."""
-        return TORCH_DTYPES[self.stored[self.pieces(row)[0].name].dtype]
-
-    def read(self, row: TensorRow) -> torch.Tensor:
-        """One parameter, whole, as stored: `row.shape`, in our row order."""
-        target = torch.empty(row.shape, dtype=self.dtype(row))
-        self.read_into(row, target, ShardReader())
-        return target
-
-    def read_into(self, row: TensorRow, target: torch.Tensor, reader: ShardReader) -> None:
-        """Fills a tensor of `row.shape` on any device with one parameter, cast to its type."""
-        if self.layout == "hf" and row.vision_heads:
-            halves = torch.empty(row.shape, dtype=self.dtype(row))
-            reader.read_into(self.stored[self.pieces(row)[0].name], halves)
-            target.copy_(pairs_from_halves(halves, row.vision_heads))
-            return
-        for piece in self.pieces(row):
-            reader.read_into(self.stored[piece.name], part_of(target, piece))
-
-    def read_all(self) -> Iterator[tuple[TensorRow, torch.Tensor]]:
-        """All parameters, one at a time, in table order."""
-        for row in self.rows:
-            yield row, self.read(row)
 
 
 def open_checkpoint(folder: Path | str, layout: Literal["auto"] | Layout = "auto") -> Checkpoint:
@@ -134,25 +106,6 @@ def piece_shape(row: TensorRow, piece: Piece) -> tuple[int, ...]:
     return shape if piece.rows is None else (piece.rows[1] - piece.rows[0], *shape[1:])
 
 
-def part_of(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """The part of a parameter (a view) that one piece holds."""
-    part = tensor if piece.expert is None else tensor[piece.expert]
-    return part if piece.rows is None else part[piece.rows[0] : piece.rows[1]]
-
-
-def pairs_from_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Hugging Face vision q/k rows, [first halves | second halves] of each head, to neighbours that rotate together.
-
-    Example: one head of 4 rows a0 a1 b0 b1 (lane k turns a_k with b_k) becomes a0 b0 a1 b1.
-    """
-    return rows.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
-
-
-def halves_from_pairs(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """The inverse of `pairs_from_halves`."""
-    return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(rows.shape)
-
-
 # --------------------------------------------------------------------------------------------------------- validation
 
 
@@ -191,8 +144,8 @@ def _expected(
     if quant_format == "nvfp4" and row.quantizable and packed in stored:
         return packed, (*shape[:-1], shape[-1] // 2), {"U8"}
     if quant_format == "fp8" and row.quantizable:
-        return piece.name, shape, {*TORCH_DTYPES, "F8_E4M3"}
-    return piece.name, shape, set(TORCH_DTYPES)
+        return piece.name, shape, {*FLOAT_DTYPES, "F8_E4M3"}
+    return piece.name, shape, set(FLOAT_DTYPES)
 
 
 def _judge_extras(names: set[str], rows: tuple[TensorRow, ...], facts: Facts) -> tuple[list[str], list[str]]:

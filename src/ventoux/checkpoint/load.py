@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ventoux.checkpoint.files import Checkpoint
-from ventoux.checkpoint.shards import ShardReader
+from ventoux.checkpoint.reader import ShardReader, read_into
 from ventoux.config import probe_hardware
 from ventoux.errors import CheckpointError
 from ventoux.model.eagle import Draft
@@ -86,6 +86,6 @@ def _fill(
     reader = ShardReader(advance, drop_cache)
     for row in checkpoint.rows:
         tensor = torch.empty(row.shape, dtype=dtype, device=device)
-        checkpoint.read_into(row, tensor, reader)
+        read_into(checkpoint, row, tensor, reader)
         owner, _, name = row.path.rpartition(".")
         setattr(model.get_submodule(owner), name, nn.Parameter(tensor, requires_grad=False))

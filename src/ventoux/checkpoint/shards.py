@@ -1,21 +1,14 @@
-"""Safetensors files as they lie on disk: finding them, parsing their headers, and plain reads of their bytes.
-
-Never mmap: mapped weights are page cache, which the kernel may evict and read again in the middle of a step.
-"""
+"""Safetensors files as they lie on disk: finding them and parsing their headers. No torch, so `inspect` is quick."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ventoux.checkpoint.json_reader import LFS_MAGIC, read_json
 from ventoux.checkpoint.keys import Layout
@@ -24,8 +17,8 @@ from ventoux.errors import CheckpointError
 STEMS: dict[Layout, str] = {"native": "consolidated", "hf": "model"}
 INDEX_SUFFIX = ".safetensors.index.json"
 
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+# What weights may be stored as, to be computed with.
+FLOAT_DTYPES = ("BF16", "F16", "F32")
 ITEM_BYTES = {
     name: size
     for size, names in (
@@ -38,8 +31,6 @@ ITEM_BYTES = {
 }
 # The limit that the format's own library keeps.
 MAX_HEADER_BYTES = 100_000_000
-# One read: large enough for the disk, small enough for a smooth progress bar and for staging casts.
-CHUNK_BYTES = 8 * 2**20
 _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
@@ -205,64 +196,3 @@ def _list_files(folder: Path, layout: Layout, shards: Shards) -> list[str]:
             shards.problems.append(f"missing shards {', '.join(map(str, absent))} of {total}")
             shards.unread = None
     return files
-
-
-class ShardReader:
-    """Fills tensors from shards; one chunk of staging memory serves all casts.
-
-    Args:
-        advance: Called with the number of bytes of each finished read.
-        drop_cache: Tell the kernel that the pages just read will not be needed again.
-    """
-
-    def __init__(self, advance: Callable[[int], None] | None = None, drop_cache: bool = False):
-        self._advance = advance
-        self._drop_cache = drop_cache and hasattr(os, "posix_fadvise")
-        self._staging: torch.Tensor | None = None
-
-    def read_into(self, stored: StoredTensor, target: torch.Tensor) -> None:
-        """Fills the contiguous `target` (same number of values) with a stored tensor, cast to the target's type.
-
-        With equal types and a target in main memory, bytes go straight into it; else through the staging chunk.
-
-        Raises:
-            CheckpointError: the file ended early or could not be read.
-        """
-        flat = target.view(-1)
-        try:
-            fd = os.open(stored.file, os.O_RDONLY)
-            try:
-                self._read(fd, stored.offset, flat, TORCH_DTYPES[stored.dtype])
-                if self._drop_cache:
-                    os.posix_fadvise(fd, stored.offset, stored.nbytes, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise CheckpointError(str(stored.file), [f"cannot be read: {error}"]) from error
-
-    def _read(self, fd: int, offset: int, flat: torch.Tensor, dtype: torch.dtype) -> None:
-        direct = flat.dtype == dtype and flat.device.type == "cpu"
-        step = CHUNK_BYTES // dtype.itemsize
-        for first in range(0, flat.numel(), step):
-            part = flat[first : first + step]
-            chunk = part if direct else self._stage(part.numel(), dtype)
-            _read_exactly(fd, chunk.view(torch.uint8).numpy().data, offset + first * dtype.itemsize)
-            if not direct:
-                part.copy_(chunk)
-            if self._advance is not None:
-                self._advance(part.numel() * dtype.itemsize)
-
-    def _stage(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        if self._staging is None:
-            self._staging = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
-        return self._staging.view(dtype)[:count]
-
-
-def _read_exactly(fd: int, view: memoryview, offset: int) -> None:
-    """A read may return less than asked for; zero bytes mean that the file has shrunk since it was opened."""
-    done = 0
-    while done < len(view):
-        count = os.preadv(fd, [view[done:]], offset + done)
-        if count == 0:
-            raise OSError(f"the file ends at byte {offset + done}, {len(view) - done} bytes early")
-        done += count

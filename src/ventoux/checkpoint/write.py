@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ventoux.checkpoint.files import Prefixes, canonical_prefixes, halves_from_pairs, part_of, piece_shape, pieces_of
+from ventoux.checkpoint.files import Prefixes, canonical_prefixes, piece_shape, pieces_of
 from ventoux.checkpoint.keys import CONFIG_FILES, Layout
 from ventoux.checkpoint.params import write_config
-from ventoux.checkpoint.shards import DTYPE_NAMES, INDEX_SUFFIX, STEMS
+from ventoux.checkpoint.reader import TORCH_DTYPES, halves_from_pairs, part_of
+from ventoux.checkpoint.shards import INDEX_SUFFIX, STEMS
 from ventoux.config import ModelConfig
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import Piece, TensorRow, tensor_table
@@ -147,11 +148,12 @@ def _shard_name(layout: Layout, number: int, total: int) -> str:
 
 
 def _header(shard: list[_Planned]) -> bytes:
+    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for item in shard:
         entries[item.piece.name] = {
-            "dtype": DTYPE_NAMES[item.dtype],
+            "dtype": names[item.dtype],
             "shape": list(item.shape),
             "data_offsets": [offset, offset + item.nbytes],
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import random
@@ -118,9 +119,7 @@ def reply_of(response: dict[str, Any]) -> dict[str, Any]:
     calls = []
     for call in message.get("tool_calls") or ():
         arguments = call["function"]["arguments"]
-        try:
+        with contextlib.suppress(ValueError):
             arguments = json.loads(arguments)
-        except ValueError:
-            pass
         calls.append({"name": call["function"]["name"], "arguments": arguments})
     return {"reasoning": message.get("reasoning"), "content": message.get("content"), "tool_calls": calls}
