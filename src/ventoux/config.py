@@ -204,16 +204,27 @@ def probe_hardware() -> Hardware:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-        # A container may hold less than the machine: its limit counts.
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            total = min(total, int(limit))
-            available = min(available, int(limit) - used)
     except (OSError, ValueError):
         pass
+    # A container may hold less than the machine: its limit counts.
+    limit, free = container_memory(Path("/sys/fs/cgroup"))
+    total, available = min(total, limit), min(available, free)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return Hardware(num_cores=cores, memory_bytes=total, available_bytes=available, cpu_flags=flags, cpu_name=name)
+
+
+def container_memory(root: Path) -> tuple[int, int]:
+    """(limit, free) bytes of the control group (v2) at `root`; a number beyond all machines where there is no limit.
+
+    Page cache that nobody waits for counts as free: reading a checkpoint fills a container with it.
+    """
+    try:
+        limit = int((root / "memory.max").read_text())
+        used = int((root / "memory.current").read_text())
+        statistics = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        return limit, limit - used + int(statistics["inactive_file"])
+    except (OSError, ValueError, KeyError):  # "max" is no number
+        return 2**63, 2**63
 
 
 def engine_environment() -> dict[str, str]:
@@ -252,6 +263,11 @@ class EnginePlan:
         return "\n".join(["engine plan:", *lines])
 
 
+# A sequence holds at least one token of prompt and one of answer.
+_LOWEST = {
+    **{"max_model_len": 2, "max_num_seqs": 1, "max_num_batched_tokens": 1, "page_size": 1, "kv_cache_memory": 1},
+    **{"tensor_parallel_size": 1, "num_threads": 1, "image_cache_size": 0},
+}
 BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4}
 # Up to this many parameters, a CPU without bf16 instructions computes in fp32: twice the bytes, but they are few.
 FP32_UP_TO_PARAMETERS = 500_000_000
@@ -265,13 +281,12 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
     Raises:
         ConfigError: a choice cannot be honoured on this machine, saying what to change.
     """
-    if engine.tensor_parallel_size < 1:
-        raise ConfigError(f"--tensor-parallel-size must be at least 1, got {engine.tensor_parallel_size}.")
     if engine.device == "cuda" and not hardware.cuda_name:
         raise ConfigError("--device cuda: no CUDA device was found here; leave the flag out to run on the CPU.")
-    for name in ("max_num_seqs", "max_num_batched_tokens", "page_size"):
-        if getattr(engine, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(engine, name)}.")
+    for name, lowest in _LOWEST.items():
+        value = getattr(engine, name)
+        if value is not None and value < lowest:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}.")
     if not 0 < engine.memory_utilization <= 1:
         raise ConfigError(f"--memory-utilization must be in (0, 1], got {engine.memory_utilization}.")
 
@@ -313,6 +328,13 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
             f"Not enough memory: {hardware.available_bytes / 2**30:.1f} GiB are free, the weights take"
             f" {weight_bytes / 2**30:.1f} GiB, which leaves {have} for the cache{'; ' + wanted if wanted else ''}."
             " Lower --max-model-len, raise --memory-utilization, or use a machine with more memory."
+        )
+    if device == "cpu" and weight_bytes + num_pages * page_bytes > hardware.memory_bytes:
+        # Only an explicit cache size gets here: the share of memory above has room for the weights.
+        raise ConfigError(
+            f"--kv-cache-memory {engine.kv_cache_memory}: weights ({weight_bytes / 2**30:.1f} GiB) and cache"
+            f" ({num_pages * page_bytes / 2**30:.1f} GiB) are more than the {hardware.memory_bytes / 2**30:.1f} GiB"
+            " of memory here."
         )
     return EnginePlan(
         dtype=dtype,

@@ -7,7 +7,6 @@ exits, the client ends its open requests with an error. Nothing here imports tor
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -62,14 +61,14 @@ class Worker:
     vocab_size: int
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Lets the engine end by itself, then makes sure of it."""
-        with contextlib.suppress(EngineDeadError):
-            self.client.close()
+        """Lets the engine end by itself, then makes sure of it: one that hangs is killed after `timeout` seconds."""
+        self.client.ask_to_stop()
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.client.close()
 
 
 class StartingWorker:
@@ -152,11 +151,14 @@ def _start(sock: socket.socket, setup: Setup):
 
 def _read_commands(sock: socket.socket, inbox) -> None:
     decoder = msgspec.msgpack.Decoder(Command)
-    while (frame := receive_frame(sock)) is not None:
-        inbox.put(decoder.decode(frame))
-    inbox.put(Stop())
-    # A step may run long, or hang: an engine without a parent must not outlive it by more than that.
-    threading.Timer(5.0, os._exit, (0,)).start()
+    try:
+        while (frame := receive_frame(sock)) is not None:
+            inbox.put(decoder.decode(frame))
+    finally:
+        # Also after a message that cannot be read: better a death that everybody sees than a request nobody answers.
+        inbox.put(Stop())
+        # A step may run long, or hang: an engine without a parent must not outlive it by more than that.
+        threading.Timer(5.0, os._exit, (0,)).start()
 
 
 if __name__ == "__main__":

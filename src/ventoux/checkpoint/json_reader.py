@@ -12,6 +12,7 @@ from ventoux.checkpoint.keys import STRICT_BLOCKS, Fact, Key, Layout, Required
 from ventoux.errors import CheckpointError
 
 LFS_MAGIC = "version https://git-lfs"
+_INT64 = range(-(2**63), 2**63)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(str(path), ["is a Git LFS pointer, not the file itself: run `git lfs pull`"])
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
         raise CheckpointError(str(path), [f"is not JSON: {error}"]) from error
     if not isinstance(content, dict):
         raise CheckpointError(str(path), [f"must hold a JSON object, holds a {type(content).__name__}"])
@@ -62,10 +63,12 @@ class Reader:
                 self.problems.append(f"{path} is missing")
             return key.default
         wanted = type(example)
-        if wanted is float and type(value) is int:
+        if wanted is float and type(value) is int and value in _INT64:
             value = float(value)
         if type(value) is not wanted:
             self.problems.append(f"{path} must be of type {wanted.__name__}, is {json.dumps(value)[:80]}")
+        elif wanted is int and value not in _INT64:
+            self.problems.append(f"{path} must be less than 2^63")
         elif wanted is not bool and not (math.isfinite(value) and (value > 0 or (value == 0 and key.zero_ok))):
             self.problems.append(f"{path} must be {'at least' if key.zero_ok else 'more than'} 0, is {value}")
         else:

@@ -116,7 +116,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
         stored = {name: _parse_entry(path, 8 + length, entry) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise fail(f"has a corrupt header ({error!r}): {again}") from error
     problem = _check_extent(stored, 8 + length, size)
     if problem:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
+import queue
 import socket
 import struct
 import threading
@@ -12,10 +13,12 @@ from typing import Protocol
 
 import msgspec
 
+from ventoux.engine.limits import MAX_N
 from ventoux.engine.messages import Abort, Add, Command, Event, Stop
 from ventoux.engine.request import EngineOutput, EngineStats, Request
-from ventoux.errors import EngineDeadError
+from ventoux.errors import EngineDeadError, InvalidRequestError
 
+logger = logging.getLogger(__name__)
 Sink = Callable[[EngineOutput], object]
 
 
@@ -49,13 +52,29 @@ class Client:
         self._lock = threading.Lock()
 
     def submit_to(self, request: Request, sink: Sink) -> None:
-        """Adds a request; `sink` gets its outputs, on the transport's thread."""
+        """Adds a request; `sink` gets its outputs, on the transport's thread.
+
+        Raises:
+            EngineDeadError: the engine is gone.
+            InvalidRequestError: the id is in use, or `n` is out of range: outputs could not be told apart or counted.
+        """
+        name, n = request.request_id, request.params.n
+        if not 1 <= n <= MAX_N:
+            raise InvalidRequestError(f"n must be in [1, {MAX_N}], got {n}.", param="n")
         with self._lock:
             if self._dead is not None:
                 raise EngineDeadError(self._dead)
-            self._sinks[request.request_id] = sink
-            self._unfinished[request.request_id] = request.params.n
-        self._send(Add(request))
+            if name in self._sinks:
+                raise InvalidRequestError(f"request id {name!r} is already running.", param="request_id")
+            self._sinks[name] = sink
+            self._unfinished[name] = n
+        try:
+            self._send(Add(request))
+        except BaseException:
+            with self._lock:
+                self._sinks.pop(name, None)
+                self._unfinished.pop(name, None)
+            raise
 
     async def submit(self, request: Request) -> AsyncGenerator[EngineOutput]:
         loop = asyncio.get_running_loop()
@@ -92,7 +111,7 @@ class Client:
                     if self._unfinished[event.request_id] == 0:
                         del self._sinks[event.request_id], self._unfinished[event.request_id]
             if sink is not None:
-                _deliver(sink, event)
+                self._deliver(sink, event)
 
     def _die(self, reason: str) -> None:
         """Ends every open request with an error; later ones are refused."""
@@ -105,27 +124,30 @@ class Client:
             for index in range(count):
                 output = EngineOutput(request_id=name, index=index, finish_reason="error", error=reason)
                 output.error_code = "engine_dead"
-                _deliver(sink, output)
+                self._deliver(sink, output)
+
+    def _deliver(self, sink: Sink, output: EngineOutput) -> None:
+        """A sink that fails (its event loop has been closed, say) ends its own request and nobody else's."""
+        try:
+            sink(output)
+        except Exception as error:
+            logger.warning("nobody takes the outputs of %s (%s); it is aborted", output.request_id, error)
+            self.abort(output.request_id)
 
     def _send(self, command: Command) -> None:
+        """Never waits for the engine, which may be busy or hang."""
         raise NotImplementedError
 
 
-def _deliver(sink: Sink, output: EngineOutput) -> None:
-    # The event loop that waited for it may have been closed: then nobody is left to tell.
-    with contextlib.suppress(RuntimeError):
-        sink(output)
-
-
 def send_frame(sock: socket.socket, payload: bytes) -> None:
-    """One message: four bytes of length, little-endian, then the payload."""
-    sock.sendall(struct.pack("<I", len(payload)) + payload)
+    """One message: eight bytes of length, little-endian, then the payload."""
+    sock.sendall(struct.pack("<Q", len(payload)) + payload)
 
 
 def receive_frame(sock: socket.socket) -> bytes | None:
     """The next message, or None once the other side has closed."""
-    header = _receive_exactly(sock, 4)
-    return None if header is None else _receive_exactly(sock, struct.unpack("<I", header)[0])
+    header = _receive_exactly(sock, 8)
+    return None if header is None else _receive_exactly(sock, struct.unpack("<Q", header)[0])
 
 
 def _receive_exactly(sock: socket.socket, size: int) -> bytes | None:
@@ -148,29 +170,39 @@ class SocketClient(Client):
     def __init__(self, sock: socket.socket):
         super().__init__()
         self._sock = sock
-        self._sending = threading.Lock()
-        self._encoder = msgspec.msgpack.Encoder()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._decoder = msgspec.msgpack.Decoder(list[Event])
-        self._thread = threading.Thread(target=self._run, name="ventoux-engine-events", daemon=True)
-        self._thread.start()
+        self._threads = (
+            threading.Thread(target=self._read, name="ventoux-engine-events", daemon=True),
+            threading.Thread(target=self._write, name="ventoux-engine-commands", daemon=True),
+        )
+        for thread in self._threads:
+            thread.start()
+
+    def ask_to_stop(self) -> None:
+        self._send(Stop())
 
     def close(self) -> None:
-        """Asks the engine to stop and waits for it to hang up."""
-        if self._dead is None:
-            self._send(Stop())
-        self._thread.join()
+        """Waits until the engine has hung up."""
+        for thread in self._threads:
+            thread.join()
         self._sock.close()
 
-    def _run(self) -> None:
+    def _read(self) -> None:
         try:
             while (frame := receive_frame(self._sock)) is not None:
                 self._receive(self._decoder.decode(frame))
         finally:
             self._die("the engine process has ended")
+            self._outbox.put(None)
+
+    def _write(self) -> None:
+        while (frame := self._outbox.get()) is not None:
+            try:
+                send_frame(self._sock, frame)
+            except OSError:
+                return  # the reader sees that too, and tells
 
     def _send(self, command: Command) -> None:
-        try:
-            with self._sending:
-                send_frame(self._sock, self._encoder.encode(command))
-        except OSError as error:
-            raise EngineDeadError("the engine process has ended") from error
+        # A socket that nobody reads blocks its writer, and the caller may be an event loop.
+        self._outbox.put(msgspec.msgpack.encode(command))

@@ -172,6 +172,9 @@ class Engine:
     def _advance(self, chunk: Chunk, hidden_TD: torch.Tensor) -> EngineOutput | None:
         """Commits a computed chunk and, if it was the last, samples the next token."""
         sequence = chunk.sequence
+        # Before its pages can be found by others: a NaN anywhere in a chunk may have reached the latents of all of it.
+        if not torch.isfinite(hidden_TD).all():
+            raise NumericalError("the model's hidden states are not finite")
         self.scheduler.commit(chunk)
         self._stats.prompt_tokens += max(min(chunk.stop, sequence.num_prompt) - chunk.start, 0)
         self._score_prompt(chunk, hidden_TD)
@@ -230,7 +233,7 @@ class Engine:
         output = EngineOutput(request_id=sequence.request.request_id, index=sequence.index, **fields)
         if not sequence.reported:
             sequence.reported = True
-            output.num_cached_tokens = sequence.num_cached
+            output.num_cached_tokens = sequence.num_cached or 0
             output.prompt_logprobs = sequence.prompt_logprobs
         return output
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ventoux.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -32,6 +34,17 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "logprobs": (0, MAX_LOGPROBS, True),
     "prompt_logprobs": (0, MAX_LOGPROBS, True),
 }
+
+
+def check_types(params: SamplingParams) -> None:
+    """Raises InvalidRequestError (param = the field's name) for a value of the wrong type."""
+    try:
+        msgspec.convert(msgspec.structs.asdict(params), type(params))
+    except msgspec.ValidationError as error:
+        # "Expected `int`, got `str` - at `$.max_tokens`"
+        reason, _, place = str(error).partition(" - at ")
+        name = place.strip("`$.").partition("[")[0]
+        raise InvalidRequestError(f"{name}: {reason[:1].lower()}{reason[1:]}.", param=name) from error
 
 
 def check_sampling(params: SamplingParams, vocab_size: int) -> None:

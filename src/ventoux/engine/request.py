@@ -5,7 +5,6 @@ These records also cross the process border (msgspec encodes them), so they hold
 
 from __future__ import annotations
 
-import enum
 from typing import Literal
 
 import msgspec
@@ -42,9 +41,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     grammar: str | None = None
 
     def check(self, vocab_size: int) -> None:
-        """Raises InvalidRequestError naming the field, if any value is out of its range."""
-        from ventoux.engine.limits import check_sampling
+        """Raises InvalidRequestError naming the field, if any value is of another type or out of its range."""
+        from ventoux.engine.limits import check_sampling, check_types
 
+        check_types(self)
         check_sampling(self, vocab_size)
 
 
@@ -122,9 +122,3 @@ class EngineStats(msgspec.Struct, kw_only=True, tag="stats"):
     prefix_cache_hits: int = 0  # prompt tokens found
     num_images_encoded: int = 0
     num_failed: int = 0
-
-
-class SequenceStatus(enum.Enum):
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"

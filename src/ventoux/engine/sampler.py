@@ -3,8 +3,8 @@
  1. log-probabilities for the answer are taken from the untouched logits
  2. logit bias is added
  3. repetition, frequency and presence penalties
- 4. end tokens are barred until `min_tokens`
- 5. the grammar's mask
+ 4. the grammar's mask
+ 5. end tokens are barred until `min_tokens`, as long as anything else is left
     temperature 0: the first of the largest logits, and no more steps
  6. temperature
  7. min-p: at least min_p times the largest probability
@@ -26,6 +26,8 @@ from ventoux.errors import EngineError, NumericalError
 
 Tensor = torch.Tensor
 BARRED = float("-inf")
+# Below this, temperature means 0: logits of order 100 divided by less than 1e-36 are no longer fp32 numbers.
+MIN_TEMPERATURE = 1e-6
 
 
 def sample(logits_V: Tensor, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
@@ -40,11 +42,11 @@ def sample(logits_V: Tensor, sequence: Sequence, seed: int, end_ids: set[int]) -
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
     _penalise(logits_V, sequence)
-    if sequence.num_generated < params.min_tokens and end_ids:
-        logits_V[torch.tensor(sorted(end_ids), device=logits_V.device)] = BARRED
     if sequence.mask is not None:
         _apply_mask(logits_V, sequence)
-    if params.temperature == 0:
+    if sequence.num_generated < params.min_tokens and end_ids:
+        _bar(logits_V, end_ids)
+    if params.temperature < MIN_TEMPERATURE:
         return int(logits_V.argmax())
     counter = np.random.Philox(key=[seed % 2**64, sequence.index]).advance(sequence.num_generated)
     return _draw(logits_V / params.temperature, params, np.random.Generator(counter).random())
@@ -71,6 +73,14 @@ def _apply_mask(logits_V: Tensor, sequence: Sequence) -> None:
     if not allowed.any():
         raise EngineError("the grammar allows no token here")
     logits_V.masked_fill_(~torch.from_numpy(allowed).to(logits_V.device), BARRED)
+
+
+def _bar(logits_V: Tensor, end_ids: set[int]) -> None:
+    ids = torch.tensor(sorted(end_ids), device=logits_V.device)
+    before = logits_V[ids]
+    logits_V[ids] = BARRED
+    if logits_V.max() == BARRED:
+        logits_V[ids] = before
 
 
 def _draw(logits_V: Tensor, params, uniform: float) -> int:

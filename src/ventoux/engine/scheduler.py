@@ -106,8 +106,10 @@ class Scheduler:
                 return
             self.waiting.popleft()
             self.running.append(sequence)
-            self.prefix_queries += len(sequence.token_ids)
-            self.prefix_hits += sequence.num_computed
+            if sequence.num_cached is None:  # after a preemption it finds its own pages, which saved nothing
+                sequence.num_cached = sequence.num_computed
+                self.prefix_queries += len(sequence.token_ids)
+                self.prefix_hits += sequence.num_computed
             chunks.append(Chunk(sequence, sequence.num_computed, length))
             budget -= length
 
@@ -120,8 +122,6 @@ class Scheduler:
         usable = (len(sequence.token_ids) - 1) // size
         sequence.pages = self.pool.find(sequence.page_hashes(size, usable))
         sequence.num_computed = len(sequence.pages) * size
-        if sequence.num_generated == 0:
-            sequence.num_cached = sequence.num_computed
 
     def _make_room(self, sequence: Sequence, num_tokens: int, chunks: list[Chunk]) -> bool:
         """Grows a running sequence, preempting from the young end; False if it had to give way itself."""

@@ -56,7 +56,8 @@ class Sequence:
     image_slots: ImageSlots
     mask: TokenMask | None = None
     num_computed: int = 0
-    num_cached: int = 0
+    # Prompt tokens found in the cache at the first admission; None before it.
+    num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -88,10 +89,14 @@ class Sequence:
         """Hashes of the first `count` full pages, extended as tokens arrive."""
         while len(self.hashes) < count:
             start = len(self.hashes) * page_size
-            parent = self.hashes[-1] if self.hashes else self.request.cache_salt.encode()
+            parent = self.hashes[-1] if self.hashes else self._salt_hash()
             tokens = self.token_ids[start : start + page_size]
             self.hashes.append(page_hash(parent, tokens, self._images_between(start, start + page_size)))
         return self.hashes[:count]
+
+    def _salt_hash(self) -> bytes:
+        """Of one length, so that no salt can pass for another one followed by tokens. Any string will do."""
+        return page_hash(self.request.cache_salt.encode(errors="surrogatepass"), ())
 
     def _images_between(self, start: int, stop: int) -> bytes:
         """Names the image rows of a page by content: two images of one size differ in nothing else."""

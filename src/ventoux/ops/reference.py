@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from ventoux.ops.spec import AttentionLayout, Operators
 
 Tensor = torch.Tensor
+# Queries per call of the fused kernel: bounds its causal mask (256 x 262144 positions in fp32 are 256 MiB).
+QUERY_ROWS = 256
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -32,24 +34,37 @@ def write_latent(latent_TC: Tensor, rope_key_TR: Tensor, cache_PSX: Tensor, slot
 def latent_attention(
     q_latent_THC: Tensor, q_rope_THR: Tensor, cache_PSX: Tensor, layout: AttentionLayout, scale: float
 ) -> Tensor:
-    """One sequence at a time: gather its pages, score in latent space, softmax in fp32, weigh the latents."""
-    C = q_latent_THC.shape[-1]
-    num_slots = cache_PSX.shape[1]
-    out_THC = torch.empty_like(q_latent_THC)
-    start = 0
-    for i, (length, context) in enumerate(zip(layout.lengths, layout.context_lengths, strict=True)):
+    """One sequence at a time: gather its pages, then attend with the cached rows as keys and as values.
+
+    The values proper are the first C columns of the keys. Weighing the R others as well costs little and lets torch's
+    fused kernel, which wants keys and values of one width, do it without ever holding scores [H, T, S].
+    """
+    C, num_slots = q_latent_THC.shape[-1], cache_PSX.shape[1]
+    queries_THX = torch.cat((q_latent_THC, q_rope_THR), dim=-1)
+    outs = []
+    for i, query_THX in enumerate(queries_THX.split(layout.lengths)):
+        length, context = layout.lengths[i], layout.context_lengths[i]
         pages = layout.pages_NP[i, : -(-context // num_slots)]
-        keys_SX = cache_PSX[pages].flatten(0, 1)[:context].to(q_latent_THC.dtype)
-        rows = slice(start, start + length)
-        query_THX = torch.cat((q_latent_THC[rows], q_rope_THR[rows]), dim=-1)
-        scores_HTS = torch.einsum("thx,sx->hts", query_THX, keys_SX).float() * scale
-        if length > 1:
-            seen = torch.ones(length, context, dtype=torch.bool, device=scores_HTS.device).tril(context - length)
-            scores_HTS = scores_HTS.masked_fill(~seen, float("-inf"))
-        weights_HTS = scores_HTS.softmax(-1).to(q_latent_THC.dtype)
-        out_THC[rows] = torch.einsum("hts,sc->thc", weights_HTS, keys_SX[:, :C])
-        start += length
-    return out_THC
+        keys_SX = cache_PSX[pages].flatten(0, 1)[:context].to(queries_THX.dtype)
+        for start in range(0, length, QUERY_ROWS):
+            stop = min(start + QUERY_ROWS, length)
+            seen = context - length + stop
+            outs.append(_attend(query_THX[start:stop], keys_SX[:seen], scale)[..., :C])
+    return torch.cat(outs)
+
+
+def _attend(query_THX: Tensor, keys_SX: Tensor, scale: float) -> Tensor:
+    """Attention of the last T of S positions to all S, one key for all heads, keys being values too."""
+    T, H, _ = query_THX.shape
+    if T == 1:
+        # All heads share the keys, so that they can be the rows of one product.
+        keys_11SX = keys_SX[None, None]
+        return F.scaled_dot_product_attention(query_THX.unsqueeze(0), keys_11SX, keys_11SX, scale=scale).squeeze(0)
+    seen_TS = torch.ones(T, len(keys_SX), dtype=torch.bool, device=keys_SX.device).tril(len(keys_SX) - T)
+    keys_1HSX = keys_SX.expand(1, H, -1, -1)
+    query_1HTX = query_THX.transpose(0, 1).unsqueeze(0)
+    out_1HTX = F.scaled_dot_product_attention(query_1HTX, keys_1HSX, keys_1HSX, attn_mask=seen_TS, scale=scale)
+    return out_1HTX.squeeze(0).transpose(0, 1)
 
 
 def packed_attention(

@@ -36,13 +36,13 @@ __all__ = [
 ]
 
 DEFAULT_WEIGHTS = {
-    "alphabet": 0.12,
-    "calc_call": 0.22,
-    "calc_result": 0.17,
-    "sum_think": 0.14,
+    "alphabet": 0.06,
+    "calc_call": 0.26,
+    "calc_result": 0.22,
+    "sum_think": 0.13,
     "chat": 0.12,
-    "image_calc": 0.10,
-    "image_read": 0.10,
+    "image_calc": 0.09,
+    "image_read": 0.09,
     "game": 0.03,
 }
 TASKS = tuple(DEFAULT_WEIGHTS)
