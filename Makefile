@@ -11,6 +11,7 @@ help:
 	@echo "make test   the test suite (no network, no GPU, no weights)"
 	@echo "make check  lint, types and the rules of the house"
 	@echo "make slow   the tests that take long: memory peaks, what the bundled model can do"
+	@echo "make docs   the reference pages that are generated from the code"
 	@echo "make bench  speed and memory on synthetic weights of this architecture"
 
 setup: $(STAMP)
@@ -32,13 +33,16 @@ slow: setup
 	$(BIN)/python -m pytest -m slow
 
 check: setup
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples docs
+	$(BIN)/ruff format --check src tests examples docs
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/house
 
 bench: setup
 	$(BIN)/ventoux bench latency
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

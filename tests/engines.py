@@ -7,9 +7,10 @@ import hashlib
 import numpy as np
 
 from tests.tiny import tiny_config, tiny_model
-from ventoux.config import EngineConfig, EnginePlan, Hardware, resolve
+from ventoux.config import EngineConfig, EnginePlan, resolve
 from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput, ImageInput, Request, SamplingParams
+from ventoux.hardware import Hardware
 
 MACHINE = Hardware(num_cores=1, memory_bytes=2**32, available_bytes=2**32)
 

@@ -89,3 +89,19 @@ def test_death_ends_open_requests_and_refuses_new_ones(folder):
     with pytest.raises(EngineDeadError):
         worker.client.stats()
     worker.stop()
+
+
+def test_an_engine_that_hangs_is_ended(folder):
+    """Stopping used to wait for it without end."""
+    worker = StartingWorker(folder, CHOICES).wait()
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    worker.stop(timeout=0.2)
+    assert worker.process.returncode == -signal.SIGKILL
+
+
+def test_a_message_that_cannot_be_read_is_a_death_that_shows(folder):
+    """The thread that reads used to end alone: the engine lived on, and no request was ever answered again."""
+    worker = StartingWorker(folder, CHOICES).wait()
+    (output,) = asyncio.run(collect(worker.client, request([1050], max_tokens=[1])))
+    assert output.error_code == "engine_dead"
+    worker.stop()

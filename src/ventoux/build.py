@@ -11,9 +11,10 @@ import torch
 
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.load import load_model
-from ventoux.config import EngineConfig, EnginePlan, Hardware, ModelConfig, probe_hardware, resolve
+from ventoux.config import EngineConfig, EnginePlan, ModelConfig, resolve
 from ventoux.engine.engine import Engine, MaskFactory
 from ventoux.engine.runner import DTYPES
+from ventoux.hardware import Hardware, probe_hardware
 from ventoux.model.tensors import tensor_table
 from ventoux.ops.reference import REFERENCE
 from ventoux.ops.spec import choose
@@ -32,8 +33,10 @@ class Built:
 
 def probe() -> Hardware:
     """The machine, CUDA included (which only torch can tell)."""
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return replace(probe_hardware(), cuda_name=cuda)
+    if not torch.cuda.is_available():
+        return probe_hardware()
+    free, _ = torch.cuda.mem_get_info()
+    return replace(probe_hardware(), cuda_name=torch.cuda.get_device_name(), cuda_available_bytes=free)
 
 
 def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None = None) -> Built:

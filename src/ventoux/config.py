@@ -1,4 +1,4 @@
-"""Facts (the checkpoint), choices (the user) and machine (what we found): three records, and one pure function
+"""Facts (the checkpoint), choices (the user) and, from `hardware.py`, the machine: three records, and one pure function
 that turns them into an immutable plan. No torch here; this file alone reads the environment."""
 
 from __future__ import annotations
@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ventoux.errors import ConfigError
+from ventoux.hardware import Hardware
 
 # ---------------------------------------------------------------------------------------------- facts: the checkpoint
 
@@ -163,68 +163,7 @@ class ServerConfig:
     root_path: str = _choice("", "path prefix set by a proxy in front")
 
 
-# ---------------------------------------------------------------------------------------------- machine: what we found
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The machine, as far as the plan depends on it."""
-
-    num_cores: int
-    memory_bytes: int
-    available_bytes: int
-    cpu_flags: frozenset[str] = frozenset()
-    cpu_name: str = ""
-    cuda_name: str = ""
-
-    @property
-    def has_fast_bf16(self) -> bool:
-        """Without one of these, CPUs emulate bf16 products: torch then multiplies fp32 faster than bf16."""
-        return bool(self.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def probe_hardware() -> Hardware:
-    """Reads /proc; falls back to what the standard library knows on other systems."""
-    flags: frozenset[str] = frozenset()
-    name = ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                flags = frozenset(value.split())
-            elif key.strip() == "model name":
-                name = value.strip()
-            if flags and name:
-                break
-    except OSError:
-        pass
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = total
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    # A container may hold less than the machine: its limit counts.
-    limit, free = container_memory(Path("/sys/fs/cgroup"))
-    total, available = min(total, limit), min(available, free)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return Hardware(num_cores=cores, memory_bytes=total, available_bytes=available, cpu_flags=flags, cpu_name=name)
-
-
-def container_memory(root: Path) -> tuple[int, int]:
-    """(limit, free) bytes of the control group (v2) at `root`; a number beyond all machines where there is no limit.
-
-    Page cache that nobody waits for counts as free: reading a checkpoint fills a container with it.
-    """
-    try:
-        limit = int((root / "memory.max").read_text())
-        used = int((root / "memory.current").read_text())
-        statistics = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-        return limit, limit - used + int(statistics["inactive_file"])
-    except (OSError, ValueError, KeyError):  # "max" is no number
-        return 2**63, 2**63
+# ------------------------------------------------------------------------------------------------------- environment
 
 
 def engine_environment() -> dict[str, str]:
@@ -264,10 +203,9 @@ class EnginePlan:
 
 
 # A sequence holds at least one token of prompt and one of answer.
-_LOWEST = {
-    **{"max_model_len": 2, "max_num_seqs": 1, "max_num_batched_tokens": 1, "page_size": 1, "kv_cache_memory": 1},
-    **{"tensor_parallel_size": 1, "num_threads": 1, "image_cache_size": 0},
-}
+_LOWEST = {"max_model_len": 2, "image_cache_size": 0} | dict.fromkeys(
+    ("max_num_seqs", "max_num_batched_tokens", "page_size", "kv_cache_memory", "tensor_parallel_size", "num_threads"), 1
+)
 BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4}
 # Up to this many parameters, a CPU without bf16 instructions computes in fp32: twice the bytes, but they are few.
 FP32_UP_TO_PARAMETERS = 500_000_000
@@ -287,10 +225,15 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         value = getattr(engine, name)
         if value is not None and value < lowest:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}.")
+    for f in fields(engine):
+        value, allowed = getattr(engine, f.name), f.metadata.get("choices")
+        if allowed and value not in allowed:
+            raise ConfigError(f"--{f.name.replace('_', '-')} must be one of {', '.join(allowed)}, got {value!r}.")
     if not 0 < engine.memory_utilization <= 1:
         raise ConfigError(f"--memory-utilization must be in (0, 1], got {engine.memory_utilization}.")
 
-    device = "cuda" if engine.device == "cuda" else "cpu"
+    device = "cuda" if engine.device == "cuda" or (engine.device == "auto" and hardware.cuda_name) else "cpu"
+    available = hardware.cuda_available_bytes if device == "cuda" else hardware.available_bytes
     if device == "cuda" and engine.tensor_parallel_size > 1:
         raise ConfigError(
             f"--tensor-parallel-size {engine.tensor_parallel_size}: one GPU per replica is all that is built so far;"
@@ -303,7 +246,7 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
     kv_dtype = dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
 
     weight_bytes = num_parameters * BYTES_PER_VALUE[dtype]
-    budget = int(hardware.available_bytes * engine.memory_utilization) - weight_bytes
+    budget = int(available * engine.memory_utilization) - weight_bytes
     text = model.text
     slot_bytes = text.latent_dim * text.num_hidden_layers * BYTES_PER_VALUE[kv_dtype]
     page_bytes = slot_bytes * engine.page_size
@@ -325,17 +268,14 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         have = "nothing" if budget <= 0 else f"{budget / 2**30:.2f} GiB"
         wanted = f"one sequence of {longest} tokens needs {needed * page_bytes / 2**30:.2f} GiB" if longest else ""
         raise ConfigError(
-            f"Not enough memory: {hardware.available_bytes / 2**30:.1f} GiB are free, the weights take"
+            f"Not enough memory: {available / 2**30:.1f} GiB are free, the weights take"
             f" {weight_bytes / 2**30:.1f} GiB, which leaves {have} for the cache{'; ' + wanted if wanted else ''}."
             " Lower --max-model-len, raise --memory-utilization, or use a machine with more memory."
         )
     if device == "cpu" and weight_bytes + num_pages * page_bytes > hardware.memory_bytes:
         # Only an explicit cache size gets here: the share of memory above has room for the weights.
-        raise ConfigError(
-            f"--kv-cache-memory {engine.kv_cache_memory}: weights ({weight_bytes / 2**30:.1f} GiB) and cache"
-            f" ({num_pages * page_bytes / 2**30:.1f} GiB) are more than the {hardware.memory_bytes / 2**30:.1f} GiB"
-            " of memory here."
-        )
+        wanted = f"{(weight_bytes + num_pages * page_bytes) / 2**30:.1f} GiB"
+        raise ConfigError(f"--kv-cache-memory: weights and cache take {wanted}, more than this machine's memory.")
     return EnginePlan(
         dtype=dtype,
         kv_cache_dtype=kv_dtype,

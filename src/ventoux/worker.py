@@ -123,6 +123,8 @@ def main(fd: int) -> None:
         sys.exit(1)
     threading.Thread(target=_read_commands, args=(sock, loop.inbox), name="commands", daemon=True).start()
     loop.run()
+    # Tearing torch down takes two seconds on a busy machine, and nothing is left to be tidied.
+    os._exit(0)
 
 
 def _start(sock: socket.socket, setup: Setup):

@@ -210,6 +210,12 @@ def absurd_length(path):
         file.write(struct.pack("<Q", 2**60))
 
 
+def endless_brackets(path):
+    """A RecursionError in json, not a ValueError."""
+    text = b'{"a":' + b"[" * 100_000
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
 def cut_in_header(path):
     with path.open("r+b") as file:
         file.truncate(100)
@@ -234,6 +240,7 @@ def wrong_offsets(path):
         (wrong_offsets, "has a corrupt header: norm.weight begins at byte"),
         (absurd_length, "its header would have 1152921504606846976 bytes"),
         (cut_in_header, r"is truncated: its header alone takes \d+ bytes, found 100"),
+        (endless_brackets, "has a corrupt header"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"1234"), r"is truncated \(4 bytes\)"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),

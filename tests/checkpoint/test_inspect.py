@@ -16,7 +16,8 @@ from tests.tiny import tiny_config, tiny_draft_config, write_tiny
 from ventoux.checkpoint.files import piece_shape, pieces_of
 from ventoux.checkpoint.inspect import inspect_checkpoint, render
 from ventoux.checkpoint.shards import ITEM_BYTES
-from ventoux.config import Hardware, ModelConfig
+from ventoux.config import ModelConfig
+from ventoux.hardware import Hardware
 from ventoux.model.tensors import HF_PREFIXES, tensor_table
 
 BIG = Hardware(num_cores=64, memory_bytes=2**40, available_bytes=2**40, cpu_flags=frozenset({"amx_bf16"}))

@@ -246,6 +246,10 @@ def test_number_formats_are_recognised(tmp_path, layout, block, quant, wanted):
         ("[]", "must hold a JSON object"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         ('{"dim": NaN}', "dim must be of type int"),
+        ('{"dim": ' + "[" * 100_000, "not JSON"),
+        ('{"dim": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"dim": ' + "9" * 400 + "}", "dim must be less than 2"),
+        ('{"rope_theta": ' + "9" * 400 + "}", "rope_theta must be of type float"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, text, wanted):

@@ -185,3 +185,33 @@ def test_unknown_command(capsys):
         main(["bake"])
     assert exit_.value.code == 2
     assert "bake" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--api-key", ""], "--api-key"),
+        (["--api-key", "good", "two words"], "--api-key"),
+        (["--api-key", "schlüssel"], "--api-key"),
+        (["--max-queued-requests", "0"], "--max-queued-requests"),
+        (["--limit-images", "-1"], "--limit-images"),
+        (["--media-timeout", "nan"], "--media-timeout"),
+        (["--drain-timeout", "-1"], "--drain-timeout"),
+        (["--max-request-bytes", "0"], "--max-request-bytes"),
+        (["--root-path", "prefix"], "--root-path"),
+        (["--root-path", "/prefix/"], "--root-path"),
+    ],
+)
+def test_server_choices_that_cannot_work(words, flag, capsys):
+    """An empty key, from a variable that was never set, would let everybody in who sends an empty one."""
+    assert main(["serve", *words]) == 2
+    said = capsys.readouterr().err
+    assert flag in said and "two words" not in said
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"config: other.yaml\n"])
+def test_configuration_files_that_cannot_be_used(content, tmp_path, capsys):
+    file = tmp_path / "serve.yaml"
+    file.write_bytes(content)
+    assert main(["serve", "--config", str(file)]) == 2
+    assert "--config" in capsys.readouterr().err

@@ -163,3 +163,47 @@ def test_decodes_go_on_while_a_long_prompt_is_read():
     engine.add(request(prompt(60), "long"))
     outputs = [o for _ in range(6) for o in engine.step()]
     assert [o.request_id for o in outputs] == ["short"] * 6
+
+
+def test_a_request_that_is_not_finite_leaves_nothing_in_the_prefix_cache():
+    """Masked weights are 0, and 0 * NaN is NaN: the bad token reaches the latents before it, which others find."""
+    model = tiny_model()
+    model.language_model.embed_tokens.weight[1200] = torch.nan
+    engine = tiny_engine(model=model)
+    shared = [1100, 1101, 1102, 1103, 1104]
+    run(engine, [request([*shared, 1200], "bad")])
+    expected = generate(tiny_engine(), request([*shared, 1105], "good"))
+    assert generate(engine, request([*shared, 1105], "good")) == expected
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"temperature": "hot"}, "temperature"),
+        ({"max_tokens": [1]}, "max_tokens"),
+        ({"n": 1.5}, "n"),
+        ({"stop": [7]}, "stop"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias"),
+        ({"ignore_eos": 3}, "ignore_eos"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_by_name(params, name):
+    """They would otherwise be found by the decoder of the engine process, too late to say whose they are."""
+    with pytest.raises(InvalidRequestError, match="xpected") as caught:
+        tiny_engine().add(request(prompt(3), **params))
+    assert caught.value.param == name
+
+
+def test_a_salt_that_is_no_text_hurts_nobody():
+    one = request(prompt(20))
+    one.cache_salt = "\ud800"
+    assert len(generate(tiny_engine(), one)[0]) == 8
+
+
+def test_pages_of_its_own_are_no_cached_tokens():
+    """A prompt that was preempted half way finds its pages again: work done twice, not work saved."""
+    engine = tiny_engine(num_pages=40, max_num_batched_tokens=2)
+    outputs = run(engine, [request(prompt(60), "old", max_tokens=60), request(prompt(120, 1), "young")])
+    assert engine.stats().num_preemptions > 0
+    assert outputs["young", 0][0].num_cached_tokens == 0 == engine.stats().prefix_cache_hits

@@ -102,3 +102,33 @@ def test_logprobs_name_the_chosen_first_with_its_rank():
 
 def test_top_k_larger_than_the_vocabulary_is_no_error():
     assert 0 <= draw(top_k=10**6) < 5
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-46, 1e-40, 1e-30])
+def test_a_temperature_of_next_to_nothing_is_greedy(temperature):
+    """Divided by it, logits become infinite and their softmax NaN: any token at all came out."""
+    assert {draw([1.0, 30.0, 5.0], temperature=temperature, seed=s) for s in range(20)} == {1}
+
+
+class OnlyToken:
+    """A grammar that allows one token and nothing else."""
+
+    def __init__(self, token_id):
+        self.token_id = token_id
+
+    def fill(self, mask):
+        mask[:] = False
+        mask[self.token_id] = True
+
+    def accept(self, token_id):
+        return token_id == self.token_id
+
+    def is_stopped(self):
+        return False
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_min_tokens_gives_way_where_the_grammar_allows_an_end_token_only(temperature):
+    one = request([4], temperature=temperature, min_tokens=5)
+    sequence = Sequence(one, 0, [4], image_slots([], [], 10, 28), OnlyToken(3))
+    assert sample(torch.tensor(LOGITS), sequence, 0, {3}) == 3

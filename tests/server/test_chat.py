@@ -298,6 +298,27 @@ def test_unknown_fields_are_named_and_harmless_ones_are_not(server):
     assert nested.headers["x-ignored-fields"] == "stream_options.odd"
 
 
+def test_unknown_fields_inside_of_others_are_named_once(server):
+    server.says("{}")
+    part = {"type": "text", "text": "a", "cache_control": {}}
+    response = server.chat(
+        [{"role": "user", "content": [part, part], "refusal": None}, {"role": "user", "content": "b", "mood": "good"}],
+        tools=[{"type": "function", "function": {**TOOL["function"], "version": 2}}],
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {"title": "mine"}, "draft": 7},
+            "odd": 1,
+        },
+    )
+    assert response.status_code == 200
+    assert response.headers["x-ignored-fields"].split(", ") == [
+        *("response_format.odd", "response_format.json_schema.draft"),
+        *("messages.mood", "messages.content.cache_control", "tools.function.version"),
+    ]
+    tokenized = server.post("/tokenize", {"messages": [{"role": "user", "content": "b", "mood": "good"}]})
+    assert tokenized.headers["x-ignored-fields"] == "messages.mood"
+
+
 def test_cache_salt_and_seed_reach_the_engine(server):
     server.says("a")
     server.chat(cache_salt="s", random_seed=7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.server.conftest import MODEL, events
+from tests.server.conftest import MODEL, assert_error, events
 
 PATH = "/v1/completions"
 
@@ -93,3 +93,11 @@ def test_stream_usage(server):
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == complete
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert [c["finish_reason"] for chunk in chunks for c in chunk["choices"]][-1] == "stop"
+
+
+def test_image_tokens_are_refused_before_a_stream_begins(server):
+    """The engine would refuse them too, but a stream would have begun by then, with status 200."""
+    for stream in (False, True):
+        response = server.post(PATH, {"prompt": [1, 10, 1500], "stream": stream})
+        assert_error(response, 400, param="prompt")
+    assert server.engine.requests == []

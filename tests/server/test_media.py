@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
+import threading
 import time
 
 import httpx2
@@ -12,7 +14,9 @@ from PIL import Image
 
 from tests.fakes import FakeResolver, FakeWeb
 from tests.server.conftest import assert_error
-from ventoux.server.media import is_public, resolve
+from ventoux.config import ServerConfig
+from ventoux.errors import InvalidImageError
+from ventoux.server.media import MediaFetcher, is_public, resolve
 
 PUBLIC = "93.184.216.34"
 
@@ -269,3 +273,26 @@ def test_no_credentials_or_cookies_leave_and_the_body_is_asked_for_plain(make_se
     for headers in seen:
         assert headers["accept-encoding"] == "identity"
         assert not {"cookie", "authorization", "referer"} & set(headers)
+
+
+def test_look_ups_that_hang_leave_threads_for_everything_else(monkeypatch):
+    """The event loop has few threads, in which prompts are encoded: names that never resolve must not hold them all."""
+    release = threading.Event()
+
+    def hang(*args, **kwargs):
+        release.wait(30)
+        raise OSError
+
+    async def fetch_many_and_work():
+        fetcher = MediaFetcher(ServerConfig(media_timeout=0.02))
+        fetches = (fetcher.fetch(f"http://{i}.example/", PARAM) for i in range(64))
+        assert all(isinstance(e, InvalidImageError) for e in await asyncio.gather(*fetches, return_exceptions=True))
+        try:
+            async with asyncio.timeout(10):
+                assert await asyncio.to_thread(lambda: "done") == "done"
+        finally:
+            release.set()
+            await fetcher.aclose()
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    asyncio.run(fetch_many_and_work())

@@ -23,6 +23,7 @@ from tests.fakes import FakeEngine
 from tests.server.conftest import HELLO, MODEL, TOOL
 from ventoux.config import ServerConfig
 from ventoux.errors import ConfigError
+from ventoux.server import run
 from ventoux.server.run import Backend, _Lifetime, bind, url_of
 
 THINK, END_THINK, CALLS, ARGS = 34, 35, 9, 32
@@ -342,3 +343,26 @@ serve(ServerConfig(port=0), start, on_ready=lambda url: print(url, flush=True))
         process.kill()
         process.stdout.close()
         process.wait()
+
+
+def test_idle_connections_outlive_those_of_proxies(tokenizer, monkeypatch):
+    """A server that closes first loses the request that a client or proxy sends on the old connection just then."""
+    assert run.KEEP_ALIVE > 60
+    monkeypatch.setattr(run, "KEEP_ALIVE", 0.2)
+    with running(tokenizer) as server:
+        server.wait_ready()
+        with socket.create_connection(server.sock.getsockname(), timeout=10) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_with_two_lengths_ends_its_connection(live):
+    """What a proxy takes for the rest of the body would be answered as a request of its own."""
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
+    with socket.create_connection(live.sock.getsockname(), timeout=10) as connection:
+        connection.sendall(head + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 400") and received.count(b"HTTP/1.1") == 1

@@ -125,11 +125,19 @@ def test_bad_choices(compiler, options, param):
         {"type": "array", "minItems": 10**9},
         {"type": "array", "items": {"type": "array", "maxItems": 10**7}},
         {"type": "object", "properties": {f"p{i}": {} for i in range(10_000)}},
+        {"type": "integer", "multipleOf": 123456789},
+        {"type": "number", "multipleOf": 0.0099991},
+        {"allOf": [{"type": "integer", "multipleOf": n} for n in (97, 89, 101)]},
     ],
 )
 def test_schemas_that_cannot_be_followed(compiler, schema):
-    """The last three take llguidance from seconds to minutes, in which the engine would stand still."""
+    """The last six take llguidance from seconds to minutes, in which the engine would stand still."""
     with pytest.raises(InvalidRequestError) as caught:
         compiler.compile(compiler.json_grammar(schema))
     assert caught.value.code == "invalid_json_schema" and caught.value.param.startswith("response_format")
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_usual_multiples_can_be_followed(compiler):
+    prices = {f"p{i}": {"type": "number", "multipleOf": step} for i, step in enumerate((0.01, 0.5, 5, 1000, 1e-7))}
+    assert compiler.compile(compiler.json_grammar({"type": "object", "properties": prices}))

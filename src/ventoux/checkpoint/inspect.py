@@ -14,8 +14,9 @@ from rich.text import Text
 from ventoux.checkpoint.files import Checkpoint, open_checkpoint
 from ventoux.checkpoint.keys import Layout, QuantFormat
 from ventoux.checkpoint.shards import ITEM_BYTES
-from ventoux.config import BYTES_PER_VALUE, EngineConfig, EnginePlan, Hardware, ModelConfig, probe_hardware, resolve
+from ventoux.config import BYTES_PER_VALUE, EngineConfig, EnginePlan, ModelConfig, resolve
 from ventoux.errors import ConfigError
+from ventoux.hardware import Hardware, probe_hardware
 from ventoux.model.tensors import TensorRow
 
 FORMAT_NAMES: dict[QuantFormat, str] = {"bf16": "not quantized", "fp8": "FP8", "nvfp4": "NVFP4"}

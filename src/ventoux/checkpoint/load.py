@@ -13,8 +13,8 @@ from torch import nn
 
 from ventoux.checkpoint.files import Checkpoint
 from ventoux.checkpoint.reader import ShardReader, read_into
-from ventoux.config import probe_hardware
 from ventoux.errors import CheckpointError
+from ventoux.hardware import probe_hardware
 from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4
 from ventoux.ops.spec import Operators

@@ -15,7 +15,8 @@ from ventoux.checkpoint.shards import FLOAT_DTYPES, StoredTensor
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import Piece, TensorRow
 
-TORCH_DTYPES: dict[str, torch.dtype] = dict(zip(FLOAT_DTYPES, (torch.bfloat16, torch.float16, torch.float32), strict=True))
+TORCH_DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+assert set(TORCH_DTYPES) == set(FLOAT_DTYPES)
 # One read: large enough for the disk, small enough for a smooth progress bar and for staging casts.
 CHUNK_BYTES = 8 * 2**20
 

@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from ventoux.evals.demo import TASKS, evaluate
     from ventoux.evals.machine import commit, describe, versions
 
+    if args.per_task < 1:
+        raise ConfigError("--per-task must be at least 1.")
     tasks = tuple(args.tasks or TASKS)
     if unknown := set(tasks) - set(TASKS):
         raise ConfigError(f"--tasks: there is no {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}.")

@@ -96,10 +96,12 @@ def with_config_file(argv: list[str]) -> list[str]:
 
     try:
         content = yaml.safe_load(Path(paths[-1]).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {paths[-1]}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {paths[-1]}: the file must hold a mapping of flag names to values.")
+    if "config" in content:
+        raise ConfigError(f"--config {paths[-1]}: a file cannot name another one.")
     before: list[str] = []
     model = content.pop("model", None)
     for key, value in content.items():

@@ -15,7 +15,18 @@ from ventoux.cli.compat import add_compatible_flags, images_per_prompt, notices
 from ventoux.cli.flags import add_flags, from_args
 from ventoux.cli.progress import loading_bar
 from ventoux.config import EngineConfig, ServerConfig
+from ventoux.errors import ConfigError
 
+# The least that a number may be.
+_LEAST = {
+    "limit_images": 0,
+    "max_image_bytes": 1,
+    "max_image_pixels": 1,
+    "media_timeout": 0.1,
+    "max_request_bytes": 1,
+    "max_queued_requests": 1,
+    "drain_timeout": 0,
+}
 BUNDLED_NAME = "ventoux-demo"
 
 
@@ -39,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     server = from_args(ServerConfig, args)
     if hasattr(args, "limit_mm_per_prompt"):
         server = replace(server, limit_images=images_per_prompt(args.limit_mm_per_prompt))
+    check_server(server)
     names = server.served_model_name or (args.model or BUNDLED_NAME,)
 
     @contextlib.asynccontextmanager
@@ -64,6 +76,19 @@ def run(args: argparse.Namespace) -> int:
 
     serve(server, start, on_ready=on_ready)
     return 0
+
+
+def check_server(config: ServerConfig) -> None:
+    """Raises ConfigError for a value with which no server could work, or only one that is open to all."""
+    for name, least in _LEAST.items():
+        # Not `value < least`: NaN is no number to wait for.
+        if not (value := getattr(config, name)) >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    # An empty key is what a forgotten variable leaves, and anybody would have it; others could not be sent in a header.
+    if not all(key and all("!" <= c <= "~" for c in key) for key in config.api_key):
+        raise ConfigError("--api-key: a key must not be empty, and holds printable ASCII characters without blanks.")
+    if config.root_path and (not config.root_path.startswith("/") or config.root_path.endswith("/")):
+        raise ConfigError(f"--root-path must look like /prefix, got {config.root_path}.")
 
 
 def _load_tokenizer(folder: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,9 +42,9 @@ def check_types(params: SamplingParams) -> None:
     try:
         msgspec.convert(msgspec.structs.asdict(params), type(params))
     except msgspec.ValidationError as error:
-        # "Expected `int`, got `str` - at `$.max_tokens`"
+        # "Expected `int`, got `str` - at `$.stop_token_ids[0]`"
         reason, _, place = str(error).partition(" - at ")
-        name = place.strip("`$.").partition("[")[0]
+        name = re.split(r"\W+", place.partition("$.")[2])[0]
         raise InvalidRequestError(f"{name}: {reason[:1].lower()}{reason[1:]}.", param=name) from error
 
 

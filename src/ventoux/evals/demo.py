@@ -52,7 +52,7 @@ async def evaluate(
 ) -> dict[str, TaskResult]:
     """Asks `per_task` held-out examples of each task, `concurrency` at a time.
 
-    Raises EngineError if the server answers anything but 200.
+    Raises EngineError if the server cannot be reached or answers anything but 200.
     """
     results = {task: TaskResult() for task in tasks}
     places = asyncio.Semaphore(concurrency)
@@ -62,13 +62,17 @@ async def evaluate(
         for i in range(per_task)
     ]
     done = 0
+    first_failure: Exception | None = None
 
     async with httpx2.AsyncClient(base_url=url, timeout=300) as client:
 
         async def ask(number: int, task: str, one: Example) -> None:
             nonlocal done
-            async with places:
-                response = await client.post("/v1/chat/completions", json=body_of(one, model, seed=number))
+            try:
+                async with places:
+                    response = await client.post("/v1/chat/completions", json=body_of(one, model, seed=number))
+            except httpx2.HTTPError as error:
+                raise EngineError(f"{url} does not answer: {error}") from error
             if response.status_code != 200:
                 raise EngineError(f"the server answered {response.status_code}: {response.text[:300]}")
             results[task].add(one, reply_of(response.json()))
@@ -76,9 +80,14 @@ async def evaluate(
             if progress is not None:
                 progress(done, len(jobs))
 
-        async with asyncio.TaskGroup() as group:
-            for number, (task, one) in enumerate(jobs):
-                group.create_task(ask(number, task, one))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, (task, one) in enumerate(jobs):
+                    group.create_task(ask(number, task, one))
+        except* EngineError as failed:
+            first_failure = failed.exceptions[0]
+    if first_failure is not None:
+        raise first_failure
     return results
 
 

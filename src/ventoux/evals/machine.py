@@ -16,7 +16,7 @@ import torch
 
 from ventoux import __version__
 from ventoux.build import probe
-from ventoux.config import Hardware
+from ventoux.hardware import Hardware
 
 PACKAGES = (
     *("torch", "mistral-common", "llguidance", "safetensors", "huggingface-hub", "numpy", "pillow", "msgspec"),

@@ -26,7 +26,7 @@ from ventoux.server.errors import to_api_error
 from ventoux.server.media import MediaFetcher
 from ventoux.server.metrics import Metrics
 from ventoux.server.pages import chat_page, docs_page
-from ventoux.server.refusals import ignored_header, refuse_unsupported
+from ventoux.server.refusals import ignored_header, refuse_unsupported, unknown_inside
 from ventoux.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from ventoux.server.service import Service
 from ventoux.server.shell import AdmissionLayer, ErrorLayer, KeyLayer, RequestLayer
@@ -183,7 +183,7 @@ def _add_text(app: FastAPI, service: Service) -> None:
 
 
 def _ignored(body: BaseModel) -> dict[str, str]:
-    names = refuse_unsupported(body.model_extra or {})
+    names = refuse_unsupported(body.model_extra or {}) + unknown_inside(dict(body))
     return {"x-ignored-fields": ignored_header(names)} if names else {}
 
 

@@ -134,6 +134,8 @@ def _encode(service: Service, prompt: str | list[int], bos: bool) -> list[int]:
                 f"prompt holds token id {token_id}, but ids run from 0 to {service.tokenizer.vocab_size - 1}.",
                 param="prompt",
             )
+    if service.tokenizer.control.image in prompt:
+        raise InvalidRequestError("prompt holds [IMG] tokens, but images can only be sent in chats.", param="prompt")
     return prompt
 
 

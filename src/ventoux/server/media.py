@@ -11,6 +11,8 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 
 import httpx2
 
@@ -30,9 +32,10 @@ _IMAGE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
-async def resolve(host: str, port: int) -> list[str]:
+async def resolve(host: str, port: int, threads: Executor | None = None) -> list[str]:
     """All addresses of a host, as the system knows them. Raises OSError if there are none."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(threads, look_up)
     return [str(entry[4][0]) for entry in found]
 
 
@@ -56,13 +59,16 @@ class MediaFetcher:
         config: ServerConfig,
         *,
         transport: httpx2.AsyncBaseTransport | None = None,
-        resolver: Resolver = resolve,
+        resolver: Resolver | None = None,
     ):
         self._allowed = frozenset(_host_key(domain) for domain in config.allowed_media_domains)
         self._timeout = config.media_timeout
         self._max_bytes = config.max_image_bytes
         self._transport = transport
-        self._resolver = resolver
+        # A look-up that hangs goes on after its fetch was given up. In threads of their own such look-ups keep nobody
+        # but later look-ups waiting; in the event loop's few threads prompts are encoded.
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_FETCHES, "ventoux-dns")
+        self._resolver = resolver or partial(resolve, threads=self._threads)
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
         self._client: httpx2.AsyncClient | None = None
 
@@ -83,6 +89,7 @@ class MediaFetcher:
                 raise _failed(f"the image could not be fetched ({type(e).__name__})", param) from e
 
     async def aclose(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             await self._client.aclose()
 

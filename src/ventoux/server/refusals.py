@@ -6,7 +6,7 @@ Fields that nobody knows are accepted and listed in a response header.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ventoux.errors import InvalidRequestError
@@ -75,6 +75,20 @@ _HARMLESS = frozenset(
     }
 )
 
+# Messages and tools are taken as they come: where fields stand in them, and which of these mean something here.
+_KNOWN_INSIDE: dict[str, frozenset[str]] = {
+    path: frozenset(names.split())
+    for path, names in {
+        "messages": "role content tool_calls tool_call_id reasoning reasoning_content prefix",
+        "messages.content": "type text image_url thinking closed",
+        "messages.content.image_url": "url",
+        "messages.tool_calls": "id type function index",
+        "messages.tool_calls.function": "name arguments",
+        "tools": "type function",
+        "tools.function": "name description parameters strict",
+    }.items()
+}
+
 _MAX_HEADER_NAMES = 32
 _MAX_NAME_LENGTH = 64
 
@@ -96,6 +110,28 @@ def refuse_unsupported(extra: Mapping[str, Any]) -> list[str]:
         elif name not in _HARMLESS:
             unknown.append(name)
     return unknown
+
+
+def unknown_inside(body: Mapping[str, Any]) -> list[str]:
+    """The paths of all fields in `messages` and `tools` that mean nothing here, each of them once."""
+    found: dict[str, None] = {}
+    for path, known in _KNOWN_INSIDE.items():
+        for fields in _objects_at(body, path.split(".")):
+            found |= {
+                f"{path}.{name}": None for name, value in fields.items() if name not in known and value is not None
+            }
+    return list(found)
+
+
+def _objects_at(value: Any, path: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """All objects at a path; lists on the way are gone through."""
+    for item in value if isinstance(value, list) else (value,):
+        if not isinstance(item, Mapping):
+            continue
+        if not path:
+            yield item
+        elif path[0] in item:
+            yield from _objects_at(item[path[0]], path[1:])
 
 
 def ignored_header(names: Iterable[str]) -> str:

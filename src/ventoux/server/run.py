@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 LOADING_WAIT = 20.0
 # After the drain, streams get so long to take their error event.
 ABORT_GRACE = 2.0
+# Idle connections are kept so long: longer than clients (5 s) and proxies (60 s) keep them. If we closed first, a
+# request that was just sent on an old connection would be lost.
+KEEP_ALIVE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -176,6 +179,7 @@ class _Lifetime:
                 ws="none",
                 server_header=False,
                 root_path=self._config.root_path,
+                timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=3,
             )
         )

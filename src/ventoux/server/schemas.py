@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ventoux.engine.limits import MAX_LOGPROBS
 from ventoux.engine.request import SamplingParams
 from ventoux.errors import ContextLengthError, InvalidRequestError
-from ventoux.server.refusals import refuse_unsupported
+from ventoux.server.refusals import refuse_unsupported, unknown_inside
 
 MAX_CACHE_SALT_LENGTH = 256
 # Compiling takes time in proportion to the schema, and real ones have a few kilobytes.
@@ -29,6 +29,14 @@ def _as_list(value: Any) -> Any:
 
 class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
+
+    def extra_inside(self) -> list[str]:
+        """The paths of undeclared fields in objects that have a schema of their own."""
+        paths = []
+        for name, inner in dict(self).items():
+            if isinstance(inner, _Body):
+                paths += [f"{name}.{path}" for path in [*(inner.model_extra or {}), *inner.extra_inside()]]
+        return paths
 
 
 class StreamOptions(_Body):
@@ -70,8 +78,7 @@ class _Generation(_Body):
 
     def unknown_fields(self) -> list[str]:
         """Names of fields that nobody knows; raises InvalidRequestError for those that are known but not honoured."""
-        inner = self.stream_options.model_extra if self.stream_options else None
-        return refuse_unsupported(self.model_extra or {}) + [f"stream_options.{name}" for name in inner or {}]
+        return refuse_unsupported(self.model_extra or {}) + self.extra_inside() + unknown_inside(dict(self))
 
     def check_combinations(self) -> None:
         """Raises InvalidRequestError for fields that contradict each other."""

@@ -75,6 +75,7 @@ class ErrorLayer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
+        headers = Headers(scope=scope)
 
         async def noting_send(message: Message) -> None:
             nonlocal begun
@@ -82,6 +83,10 @@ class ErrorLayer:
             await send(message)
 
         try:
+            if "content-length" in headers and "transfer-encoding" in headers:
+                # A proxy in front may see another end of this request than we do: nothing after it can be trusted.
+                message = "Content-Length and Transfer-Encoding exclude each other."
+                raise ApiError(400, message, headers={"connection": "close"})
             await self._app(scope, receive, noting_send)
         except ClientGoneError:
             pass

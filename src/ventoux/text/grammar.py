@@ -6,7 +6,9 @@ mistral-common's lets free text come before a required call, and a model that wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +32,9 @@ _WITH_THINKING = "start: think? answer\nthink: {{ begin_think_token }} /(.|\\n)+
 # 0.1 s, of a million 8 s. Its own limits come into play later than that.
 MAX_SCHEMA_PROPERTIES = 1000
 MAX_SCHEMA_ITEMS = 10_000
+# llguidance builds a state per remainder, without any limit of its own: "multipleOf": 99999 takes 5 s, 123456789 takes
+# more memory than there is. Several multiples that meet in one number count as their least common multiple.
+MAX_SCHEMA_REMAINDERS = 10_000
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 # JSON as prompts write it, ", " and ": ". With free whitespace a model in doubt can write blanks until max_tokens.
@@ -151,6 +156,7 @@ class GrammarCompiler:
 def _check_size(schemas: Sequence[Any], param: str) -> None:
     """Refuses schemas that would take seconds to compile; each counts as a property itself."""
     num_properties, num_items = len(schemas), 0
+    multiples: list[int] = []
     stack = list(schemas)
     while stack:
         item = stack.pop()
@@ -163,9 +169,18 @@ def _check_size(schemas: Sequence[Any], param: str) -> None:
         num_properties += len(properties) if isinstance(properties, dict) else 0
         counts = (item.get(key) for key in ("minItems", "maxItems", "minProperties", "maxProperties"))
         num_items += sum(count for count in counts if isinstance(count, (int, float)))
+        if isinstance(multiple := item.get("multipleOf"), (int, float)):
+            multiples.append(_digits(multiple))
     if num_properties > MAX_SCHEMA_PROPERTIES:
         message = f"has {num_properties} properties; at most {MAX_SCHEMA_PROPERTIES} can be followed."
         raise refusal(param, message, "invalid_json_schema")
     if num_items > MAX_SCHEMA_ITEMS:
         message = f"asks for up to {num_items} items; at most {MAX_SCHEMA_ITEMS} can be counted."
         raise refusal(param, message, "invalid_json_schema")
+    if len(multiples) * math.lcm(*multiples) > MAX_SCHEMA_REMAINDERS:
+        raise refusal(param, "its multipleOf values are too large to be followed.", "invalid_json_schema")
+
+
+def _digits(multiple: int | float) -> int:
+    """The number without sign, decimal point and the zeros at its end, none of which cost anything: 0.25 -> 25."""
+    return int("".join(map(str, Decimal(str(multiple)).normalize().as_tuple().digits)))

@@ -179,7 +179,7 @@ class Trainer:
     def judge(self, num_tokens: int = 24576) -> dict[str, str]:
         """Held-out examples whose every target token is the model's first choice, per task: "right/all".
 
-        That is what greedy decoding would write; alphabet sentences, where many answers are right, count per token.
+        That is what greedy decoding would write. Alphabet sentences, where many answers are right, hardly ever count.
         """
 
         def held_out(step: int) -> Iterator[Example]:
