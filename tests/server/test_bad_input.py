@@ -437,3 +437,13 @@ def test_bad_completions(server, body, param):
 )
 def test_bad_tokenize_and_detokenize(server, path, body, param):
     assert_error(server.post(path, body), 400, param=param)
+
+
+def test_images_that_are_too_large_together(make_server):
+    """Each of them passes, but small files can hold large pictures: decoded, a request of 1 MB would take gigabytes."""
+    server = make_server(max_image_pixels=100)
+    part = {"type": "image_url", "image_url": {"url": data_url(picture(size=(10, 10)))}}
+    server.says("ok")
+    assert server.chat([{"role": "user", "content": [part] * 4}]).status_code == 200
+    refused = server.chat([{"role": "user", "content": [part] * 5}])
+    assert_error(refused, 400, param="messages[0].content[4].image_url", code="invalid_image")

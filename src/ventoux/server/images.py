@@ -14,6 +14,10 @@ from ventoux.errors import InvalidImageError, InvalidRequestError
 from ventoux.server.media import MediaFetcher
 from ventoux.text.images import decode_data_url, decode_image
 
+# Largest images per request, by pixels: 4 of 50 MP, or 16 photos of 12.5 MP. Decoded they take 0.8 GB, and a file of
+# 0.2 MB can hold 50 MP.
+MAX_LARGEST_IMAGES = 4
+
 
 @dataclass(frozen=True)
 class _Slot:
@@ -61,9 +65,15 @@ class MessageImages:
     def decoded(self) -> list[dict[str, Any]]:
         """The messages with {"type": "image", "image": picture} parts. Raises InvalidImageError."""
         messages = list(self._messages)
+        pixels_left = MAX_LARGEST_IMAGES * self._config.max_image_pixels
         for slot in self._slots:
+            image = self._decode(slot)
+            pixels_left -= image.width * image.height
+            if pixels_left < 0:
+                most = MAX_LARGEST_IMAGES * self._config.max_image_pixels
+                raise InvalidImageError(f"The images of a request may have {most} pixels together.", param=slot.param)
             content = list(messages[slot.message]["content"])
-            content[slot.part] = {"type": "image", "image": self._decode(slot)}
+            content[slot.part] = {"type": "image", "image": image}
             messages[slot.message] = {**messages[slot.message], "content": content}
         return messages
 

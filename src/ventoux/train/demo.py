@@ -32,8 +32,8 @@ Tensor = torch.Tensor
 class TrainConfig:
     """`steps` in all, of which the last `decay_steps` bring the rate to zero."""
 
-    steps: int = 6000
-    decay_steps: int = 1500
+    steps: int = 3600
+    decay_steps: int = 1100
     warmup_steps: int = 100
     tokens_per_step: int = 3072
     learning_rate: float = 2e-3
