@@ -74,10 +74,12 @@ def test_a_question_is_answered_by_calling_the_calculator(client):
     assert "408" in ask(client, history).choices[0].message.content
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "rewrite"}}])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "my_calculator"}}])
 @pytest.mark.parametrize("stream", [False, True])
 def test_forced_calls_come_whatever_the_model_would_do(client, choice, stream):
-    answer = ask(client, tools=CARD_TOOLS, tool_choice=choice, stream=stream, max_tokens=200, seed=1)
+    # "Hi" alone is answered with a greeting. The tool must be one that the model knows: another's arguments it may
+    # write on and on until max_tokens.
+    answer = ask(client, tools=CARD_TOOLS, tool_choice=choice, stream=stream, max_tokens=200)
     if stream:
         deltas = [d for c in answer if c.choices for d in c.choices[0].delta.tool_calls or ()]
         calls = {d.index for d in deltas}
@@ -86,7 +88,7 @@ def test_forced_calls_come_whatever_the_model_would_do(client, choice, stream):
     else:
         names = [c.function.name for c in answer.choices[0].message.tool_calls]
         arguments = [c.function.arguments for c in answer.choices[0].message.tool_calls]
-    assert names and set(names) <= ({"rewrite"} if isinstance(choice, dict) else {"my_calculator", "rewrite"})
+    assert names and set(names) <= ({"my_calculator"} if isinstance(choice, dict) else {"my_calculator", "rewrite"})
     assert all(isinstance(json.loads(a), dict) for a in arguments)
 
 
