@@ -82,7 +82,7 @@ class Scheduler:
         # Who was preempted just now would take back at once the pages that were freed by it.
         if self.num_preemptions == preempted_before:
             self._admit(budget, chunks)
-        return [c for c in chunks if c.sequence in self.running]
+        return chunks
 
     def commit(self, chunk: Chunk) -> None:
         """Notes that a chunk's latents are written; pages that became full can be found by others from now on."""
