@@ -4,20 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test check bench docs clean
+.PHONY: help setup run test check slow sanitize bench docs clean
 
 help:
 	@echo "make run    the server with the bundled model on http://127.0.0.1:8000"
 	@echo "make test   the test suite (no network, no GPU, no weights)"
 	@echo "make check  lint, types and the rules of the house"
 	@echo "make slow   the tests that take long: memory peaks, what the bundled model can do"
+	@echo "make sanitize  the native operators under address and undefined-behaviour sanitizers"
 	@echo "make docs   the reference pages that are generated from the code"
 	@echo "make bench  speed and memory on synthetic weights of this architecture"
 
 setup: $(STAMP)
 
 # The constraints file pins torch: an open range would bring gigabytes of CUDA to machines that have none.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
@@ -37,6 +38,17 @@ check: setup
 	$(BIN)/ruff format --check src tests examples docs
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/house
+
+# The native operators' contract under a sanitizer, in an environment of its own that borrows the main one's packages.
+SANITIZE ?= address,undefined
+sanitize: setup
+	rm -rf build/sanitized && $(PYTHON) -m venv build/sanitized
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	  > $$(build/sanitized/bin/python -c "import site; print(site.getsitepackages()[0])")/borrowed.pth
+	build/sanitized/bin/pip install --quiet --no-deps -C cmake.define.VENTOUX_SANITIZE=$(SANITIZE) \
+	  -C build-dir=build/sanitized-objects .
+	LD_PRELOAD=$$($(CXX) -print-file-name=lib$(if $(findstring thread,$(SANITIZE)),tsan,asan).so) ASAN_OPTIONS=detect_leaks=0 \
+	  build/sanitized/bin/python -m pytest -q tests/ops/test_native.py
 
 bench: setup
 	$(BIN)/ventoux bench latency

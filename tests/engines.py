@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from tests.tiny import tiny_config, tiny_model
-from ventoux.config import EngineConfig, EnginePlan, resolve
+from ventoux.config import EngineConfig, EnginePlan, StoredWeights, resolve
 from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput, ImageInput, Request, SamplingParams
 from ventoux.hardware import Hardware
@@ -22,7 +22,7 @@ def plan(num_pages: int = 256, **choices) -> EnginePlan:
     config = tiny_config()
     page_bytes = config.text.latent_dim * config.text.num_hidden_layers * 4 * engine.page_size
     engine = EngineConfig(**{**defaults, **choices, "kv_cache_memory": num_pages * page_bytes})
-    return resolve(config, 100_000, engine, MACHINE)
+    return resolve(config, StoredWeights(100_000), engine, MACHINE)
 
 
 def tiny_engine(num_pages: int = 256, model=None, mask_factory=None, **choices) -> Engine:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.tiny import tiny_config
-from ventoux.config import EngineConfig, ModelConfig, RopeConfig, TextConfig, resolve
+from ventoux.config import EngineConfig, ModelConfig, RopeConfig, StoredWeights, TextConfig, resolve
 from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware, container_memory
 
@@ -18,7 +18,7 @@ BILLIONS = 119_401_317_952
 
 
 def plan(num_parameters=10**6, hardware=MACHINE, model=None, **choices):
-    return resolve(model or tiny_config(), num_parameters, EngineConfig(**choices), hardware)
+    return resolve(model or tiny_config(), StoredWeights(num_parameters), EngineConfig(**choices), hardware)
 
 
 def test_softmax_scale_has_no_mscale_unless_the_checkpoint_says_so():
@@ -92,6 +92,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(choices, words):
 def test_the_whole_model_on_a_small_machine_is_told_what_it_takes():
     with pytest.raises(ConfigError, match=r"the weights take 222\.4 GiB"):
         plan(BILLIONS, model=ModelConfig())
+
+
+def test_quantized_weights_keep_their_bytes_and_the_rest_takes_the_compute_type():
+    """Planned as if dense, a 4-bit model would be refused on a machine with room for three of it."""
+    stored = StoredWeights(1000, 10**9, 600_000_000, "experts nvfp4")
+    got = resolve(tiny_config(), stored, EngineConfig(), MACHINE)
+    assert got.dtype == "bfloat16", "a billion parameters are no small model"
+    assert got.weight_bytes == 2 * 1000 + 600_000_000
+    assert got.weight_formats == "experts nvfp4, the rest bfloat16"
+    assert plan().weight_formats == "float32"
 
 
 def test_one_cpu_is_one_device_and_two_gpus_are_not_built_yet():

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.tiny import tiny_config, write_tiny
 from ventoux import LLM, SamplingParams
 from ventoux.errors import CheckpointError, ConfigError, ContextLengthError, InvalidImageError, InvalidRequestError
+from ventoux.llm import BatchItem
 from ventoux.text.answer import fold_answer
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -107,3 +108,28 @@ def test_choices_that_the_machine_cannot_honour_are_refused(folder):
         LLM(folder, kv_cache_memory=1)
     with pytest.raises(ConfigError, match="positions"):
         LLM(folder, max_model_len=2**21)
+
+
+def test_results_of_a_batch_come_one_by_one(llm):
+    """The last ones used to wait for the first, and everything for the end."""
+    seen = []
+    items = [BatchItem("abc", SamplingParams(max_tokens=n, ignore_eos=True)) for n in (30, 2)]
+    items.append(BatchItem("x", SamplingParams(temperature=9.0)))
+    results = llm.batch(items, lambda i, result: seen.append((i, result)))
+    assert [i for i, _ in seen] == [2, 1, 0]
+    assert [dict(seen)[i] for i in range(3)] == results
+    assert isinstance(results[2], InvalidRequestError)
+    assert [len(result.outputs[0].token_ids) for result in results[:2]] == [30, 2]
+
+
+def test_a_stream_returns_its_finish_reason(llm):
+    def reason(**params):
+        def outer():
+            found.append((yield from llm.stream("abc", SamplingParams(ignore_eos=True, **params))))
+
+        found = []
+        list(outer())
+        return found
+
+    assert reason(max_tokens=3) == ["length"]
+    assert reason(max_tokens=30, stop_token_ids=list(range(1000, 1317))) == ["stop"]

@@ -16,6 +16,7 @@ from ventoux.config import ModelConfig, TextConfig, VisionConfig
 from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4
 from ventoux.ops.reference import REFERENCE
+from ventoux.ops.spec import Operators
 from ventoux.text.tekken import write_tekken
 
 # 1000 control ids and 317 ranks: what `write_tekken(num_ranks=317)` makes.
@@ -47,6 +48,12 @@ def tiny_config(vision: bool = True, **changes) -> ModelConfig:
     return ModelConfig(text=dataclasses.replace(TEXT, **changes), vision=VISION if vision else None)
 
 
+def wide_config(vision: bool = True, **changes) -> ModelConfig:
+    """As `tiny_config`, with all widths of quantizable linears divisible by 16, as NVFP4 needs."""
+    widths = {"hidden_size": 48, "moe_intermediate_size": 32, "q_lora_rank": 32, "kv_lora_rank": 16, "v_head_dim": 64}
+    return tiny_config(vision, **{**widths, **changes})
+
+
 def tiny_draft_config(**changes) -> ModelConfig:
     """An EAGLE draft for `tiny_config()`: two dense layers. Fields of the experts keep their defaults, unused."""
     own = {f: getattr(TEXT, f) for f in DRAFT_FIELDS}
@@ -60,9 +67,9 @@ DRAFT_FIELDS = (
 )
 
 
-def tiny_model(config: ModelConfig | None = None, seed: int = 0) -> Mistral4:
+def tiny_model(config: ModelConfig | None = None, seed: int = 0, ops: Operators = REFERENCE) -> Mistral4:
     """A random fp32 target: activations and logits of order 1, norm weights around but not at 1."""
-    model = Mistral4(config or tiny_config(), REFERENCE)
+    model = Mistral4(config or tiny_config(), ops)
     _init(model, seed)
     return model.requires_grad_(False).eval()
 

@@ -14,14 +14,13 @@ from ventoux.checkpoint.load import load_model
 from ventoux.config import EngineConfig, EnginePlan, ModelConfig, resolve
 from ventoux.engine.engine import Engine, MaskFactory
 from ventoux.engine.runner import DTYPES
+from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware, probe_hardware
-from ventoux.model.tensors import tensor_table
+from ventoux.ops.cpu import instruction_sets, native_operators
 from ventoux.ops.reference import REFERENCE
-from ventoux.ops.spec import choose
+from ventoux.ops.spec import Operators
 
 Progress = Callable[[int, int], None]
-# In order of preference.
-PROVIDERS = [REFERENCE]
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,25 @@ class Built:
     engine: Engine
     plan: EnginePlan
     config: ModelConfig
+
+
+def choose_operators(plan: EnginePlan) -> Operators:
+    """Native code where it is installed and the model runs on a CPU, unless the user chose.
+
+    Raises:
+        ConfigError: native code was asked for and is not to be had.
+    """
+    if plan.operators == "cpu" and plan.device != "cpu":
+        raise ConfigError(f"--operators cpu: the model is to run on {plan.device}; leave the flag out.")
+    native = plan.device == "cpu" and bool(instruction_sets())
+    if plan.operators == "cpu" or (plan.operators == "auto" and native):
+        return native_operators(plan.num_threads)
+    return REFERENCE
+
+
+def all_operators(num_threads: int) -> list[Operators]:
+    """Every provider that this machine can run, native ones once per instruction set, best first."""
+    return [*(native_operators(num_threads, name) for name in instruction_sets()), REFERENCE]
 
 
 def probe() -> Hardware:
@@ -47,16 +65,15 @@ def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None 
         ConfigError: the choices cannot be honoured on this machine.
     """
     checkpoint = open_checkpoint(folder)
-    checkpoint.require_loadable()
     if choices.yarn_apply_scale is not None:
         text = checkpoint.config.text
         text = replace(text, rope=replace(text.rope, apply_scale=choices.yarn_apply_scale))
         checkpoint = replace(checkpoint, config=replace(checkpoint.config, text=text))
     config = checkpoint.config
-    num_parameters = sum(row.num_parameters for row in tensor_table(config))
-    plan = resolve(config, num_parameters, choices, probe())
+    plan = resolve(config, checkpoint.weights(), choices, probe())
     torch.set_num_threads(plan.num_threads)
-    ops = choose(PROVIDERS)
+    ops = choose_operators(plan)
+    plan = replace(plan, operators=ops.name)
     model = load_model(checkpoint, ops, dtype=DTYPES[plan.dtype], device=plan.device, progress=progress)
     return Built(Engine(model, plan, _mask_factory(folder)), plan, config)
 

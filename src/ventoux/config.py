@@ -108,6 +108,20 @@ class ModelConfig:
     image_end_token_id: int = 13
 
 
+@dataclass(frozen=True)
+class StoredWeights:
+    """How the files hold the weights, as far as the plan depends on it.
+
+    `dense_parameters` take the compute type in memory; the `quantized_parameters` stay as they are stored, in
+    `quantized_bytes`. `formats` names what is quantized, e.g. "experts nvfp4, shared_experts nvfp4".
+    """
+
+    dense_parameters: int
+    quantized_parameters: int = 0
+    quantized_bytes: int = 0
+    formats: str = ""
+
+
 # ------------------------------------------------------------------------------------------------- choices: the user
 
 
@@ -134,6 +148,9 @@ class EngineConfig:
     device: str = _choice("auto", "where to run", choices=("auto", "cpu", "cuda"))
     tensor_parallel_size: int = _choice(
         1, "GPUs per replica (a CPU is one device: there it changes nothing)", aliases=("-tp",)
+    )
+    operators: str = _choice(
+        "auto", "who computes: native code (cpu) or plain PyTorch", choices=("auto", "cpu", "reference")
     )
     num_threads: int | None = _choice(None, "CPU threads (default: the cores that this process may use)")
     seed: int = _choice(0, "seed of the generator that seeds requests which bring none")
@@ -185,6 +202,7 @@ class EnginePlan:
     dtype: str
     kv_cache_dtype: str
     device: str
+    operators: str  # as asked for; once the engine is built, whose they are and for which instruction set
     num_threads: int
     max_model_len: int
     max_num_seqs: int
@@ -195,6 +213,7 @@ class EnginePlan:
     image_cache_size: int
     seed: int
     weight_bytes: int
+    weight_formats: str
     cache_bytes: int
 
     def describe(self) -> str:
@@ -213,7 +232,7 @@ FP32_UP_TO_PARAMETERS = 500_000_000
 CPU_CACHE_BYTES = 4 * 2**30
 
 
-def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardware: Hardware) -> EnginePlan:
+def resolve(model: ModelConfig, weights: StoredWeights, engine: EngineConfig, hardware: Hardware) -> EnginePlan:
     """Turns facts, choices and machine into the plan.
 
     Raises:
@@ -241,11 +260,11 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         )
     dtype = engine.dtype
     if dtype == "auto":
-        small = num_parameters <= FP32_UP_TO_PARAMETERS
+        small = weights.dense_parameters + weights.quantized_parameters <= FP32_UP_TO_PARAMETERS
         dtype = "float32" if device == "cpu" and small and not hardware.has_fast_bf16 else "bfloat16"
     kv_dtype = dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
 
-    weight_bytes = num_parameters * BYTES_PER_VALUE[dtype]
+    weight_bytes = weights.dense_parameters * BYTES_PER_VALUE[dtype] + weights.quantized_bytes
     budget = int(available * engine.memory_utilization) - weight_bytes
     text = model.text
     slot_bytes = text.latent_dim * text.num_hidden_layers * BYTES_PER_VALUE[kv_dtype]
@@ -280,6 +299,7 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         dtype=dtype,
         kv_cache_dtype=kv_dtype,
         device=device,
+        operators=engine.operators,
         num_threads=engine.num_threads or hardware.num_cores,
         max_model_len=longest,
         max_num_seqs=engine.max_num_seqs,
@@ -290,5 +310,6 @@ def resolve(model: ModelConfig, num_parameters: int, engine: EngineConfig, hardw
         image_cache_size=engine.image_cache_size,
         seed=engine.seed,
         weight_bytes=weight_bytes,
+        weight_formats=f"{weights.formats}, the rest {dtype}" if weights.formats else dtype,
         cache_bytes=num_pages * page_bytes,
     )

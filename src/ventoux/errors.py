@@ -38,10 +38,12 @@ class InvalidRequestError(UserError):
 class ContextLengthError(InvalidRequestError):
     """The prompt leaves no room for a single new token."""
 
-    def __init__(self, num_prompt_tokens: int, max_model_len: int, *, param: str = "messages"):
+    def __init__(self, num_prompt_tokens: int, max_model_len: int, *, param: str = "messages", at_least: bool = False):
+        """`at_least`: counting has stopped there."""
+        count = f"at least {num_prompt_tokens}" if at_least else num_prompt_tokens
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens, and at least one is kept for the"
-            f" answer, but the prompt has {num_prompt_tokens}. Shorten the prompt.",
+            f" answer, but the prompt has {count}. Shorten the prompt.",
             param=param,
             code="context_length_exceeded",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from ventoux.engine.request import EngineOutput, FinishReason, Request, Sampling
 from ventoux.errors import ContextLengthError, EngineError, InvalidRequestError, UserError, VentouxError
 from ventoux.text.answer import Answer, AnswerEvent, AnswerStream, Logprobs, fold_answer
 from ventoux.text.images import decode_data_url
+from ventoux.text.limit import PromptLimit
 from ventoux.text.stream_parser import Message
 from ventoux.text.tokenizer import Tokenizer
 
@@ -118,32 +119,41 @@ class LLM:
         return self._complete([self._chat_job(messages, params or SamplingParams(), options)])[0]
 
     def batch(
-        self, items: Sequence[BatchItem], on_done: Callable[[int], None] | None = None
+        self,
+        items: Sequence[BatchItem],
+        on_result: Callable[[int, RequestOutput | VentouxError], None] | None = None,
     ) -> list[RequestOutput | VentouxError]:
         """Runs raw prompts and conversations side by side; results come in their order.
 
         One that is refused or fails gives its error in place of an answer, and costs the others nothing.
 
         Args:
-            on_done: called with the number of items done, after each.
+            on_result: called with the position of an item and its result, as each is done, whatever their order.
         """
-        jobs: list[_Job | VentouxError] = []
-        for item in items:
+        results: dict[int, RequestOutput | VentouxError] = {}
+
+        def done(i: int, result: RequestOutput | VentouxError) -> None:
+            results[i] = result
+            if on_result is not None:
+                on_result(i, result)
+
+        jobs: list[_Job] = []
+        positions: list[int] = []
+        for i, item in enumerate(items):
             try:
                 jobs.append(self._job(item.prompt, item.params, item.options))
+                positions.append(i)
             except UserError as error:
-                jobs.append(error)
-        good = [job for job in jobs if isinstance(job, _Job)]
-        num_done = itertools.count(len(jobs) - len(good) + 1)
-        results = iter(self._run(good, lambda error: on_done(next(num_done)) if on_done is not None else None))
-        return [next(results) if isinstance(job, _Job) else job for job in jobs]
+                done(i, error)
+        self._run(jobs, lambda number, result: done(positions[number], result))
+        return [results[i] for i in range(len(items))]
 
     def stream(
         self, prompt: Prompt | Messages, params: SamplingParams | None = None, **options: Any
-    ) -> Iterator[AnswerEvent]:
+    ) -> Generator[AnswerEvent, None, FinishReason | None]:
         """As `chat` (or, for text or token ids, as `generate`), event by event as the text becomes certain.
 
-        Leaving the iterator early ends the request.
+        Leaving the iterator early ends the request. The generator returns the finish reason (to `yield from`).
         """
         job = self._job(prompt, params or SamplingParams(), options)
         if job.request.params.n != 1:
@@ -157,38 +167,42 @@ class LLM:
                 self._obey_stop(stream, output)
         finally:
             self.client.abort(job.request.request_id)
+        return stream.finish_reason
 
     def _complete(self, jobs: list[_Job]) -> list[RequestOutput]:
-        """As `_run`, but the first error is raised and ends all of them."""
+        """All results in their order; the first error is raised and ends all of them."""
+        results: dict[int, RequestOutput] = {}
 
-        def raise_error(error: EngineError | None) -> None:
-            if error is not None:
-                raise error
+        def keep(number: int, result: RequestOutput | EngineError) -> None:
+            if isinstance(result, EngineError):
+                raise result
+            results[number] = result
 
-        return [result for result in self._run(jobs, raise_error) if isinstance(result, RequestOutput)]
+        self._run(jobs, keep)
+        return [results[number] for number in range(len(jobs))]
 
-    def _run(self, jobs: list[_Job], on_end: Callable[[EngineError | None], None]) -> list[RequestOutput | EngineError]:
-        """Runs jobs side by side. `on_end` hears of each one's end; whatever it raises ends all of them."""
+    def _run(self, jobs: list[_Job], on_end: Callable[[int, RequestOutput | EngineError], None]) -> None:
+        """Runs jobs side by side. `on_end` gets each one's number and result; whatever it raises ends all of them."""
         events: dict[tuple[str, int], list[AnswerEvent]] = {}
         errors: dict[str, EngineError] = {}
-        streams = {(job.request.request_id, i): stream for job in jobs for i, stream in enumerate(job.streams)}
+        numbers = {job.request.request_id: number for number, job in enumerate(jobs)}
         unfinished = {job.request.request_id: job.request.params.n for job in jobs}
         try:
             for output in self._outputs(jobs):
                 name, key = output.request_id, (output.request_id, output.index)
+                job = jobs[numbers[name]]
                 if output.finish_reason == "error":
                     errors.setdefault(name, _error(output))
                 else:
-                    events.setdefault(key, []).extend(streams[key].push(output))
-                    self._obey_stop(streams[key], output)
+                    events.setdefault(key, []).extend(job.streams[output.index].push(output))
+                    self._obey_stop(job.streams[output.index], output)
                 if output.finish_reason is not None:
                     unfinished[name] -= 1
                     if not unfinished[name]:
-                        on_end(errors.get(name))
+                        on_end(numbers[name], errors.get(name) or _request_output(job, events))
         finally:
             for job in jobs:
                 self.client.abort(job.request.request_id)
-        return [errors.get(job.request.request_id) or _request_output(job, events) for job in jobs]
 
     def _outputs(self, jobs: list[_Job]) -> Iterator[EngineOutput]:
         """Submits all jobs, then yields outputs as they come until every sequence has finished."""
@@ -211,14 +225,16 @@ class LLM:
         return self._chat_job(cast(Messages, prompt), params, options)
 
     def _raw_job(self, prompt: Prompt, params: SamplingParams) -> _Job:
-        ids = self.tokenizer.encode_text(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
+        limit = PromptLimit.for_answer(self.plan.max_model_len)
+        ids = self.tokenizer.encode_text(prompt, bos=True, limit=limit) if isinstance(prompt, str) else list(prompt)
         request = self._request(ids, params)
         text = prompt if isinstance(prompt, str) else None
         options = {"parse_reasoning": False, "parse_tools": False}
         return _Job(request, text, [AnswerStream(self.tokenizer, params, **options) for _ in range(params.n)])
 
     def _chat_job(self, messages: Messages, params: SamplingParams, options: dict[str, Any]) -> _Job:
-        prompt = self.tokenizer.encode_chat([_with_images(m) for m in messages], **options)
+        limit = PromptLimit.for_answer(self.plan.max_model_len)
+        prompt = self.tokenizer.encode_chat([_with_images(m) for m in messages], limit=limit, **options)
         request = self._request(prompt.token_ids, params)
         request.images = prompt.images
         streams = [

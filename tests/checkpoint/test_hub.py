@@ -125,18 +125,19 @@ def test_interrupted_download(monkeypatch, download, wanted):
 
 
 def test_what_cannot_be_used_is_refused_before_its_weights_are_fetched(monkeypatch, tmp_path):
-    """120 GB of FP8, or of another model, would come first otherwise."""
+    """120 GB of another model, or in a number format that is not known, would come first otherwise."""
     path = write_config(tiny_config(), tmp_path, "native")
     params = json.loads(path.read_text())
-    path.write_text(json.dumps({**params, "quantization": {"qformat_weight": "fp8_e4m3"}}))
+    path.write_text(json.dumps({**params, "quantization": {"qformat_weight": "int4"}}))
     fake = FakeHub(monkeypatch, BASE, folder=tmp_path)
-    with pytest.raises(CheckpointError, match=r"owner/name.*\n.*weights are FP8"):
+    with pytest.raises(CheckpointError, match=r'quantization.qformat_weight is "int4"'):
         resolve_model("owner/name")
     assert len(fake.calls) == 1
-    assert resolve_model("owner/name", to_load=False) == tmp_path
+    path.write_text(json.dumps({**params, "quantization": {"qformat_weight": "fp8_e4m3"}}))
+    assert resolve_model("owner/name") == tmp_path
     path.write_text(json.dumps({**params, "sliding_window": 4096}))
     with pytest.raises(CheckpointError, match="sliding_window"):
-        resolve_model("owner/name", to_load=False)
+        resolve_model("owner/name")
 
 
 def test_repository_of_something_else(monkeypatch):

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from tests.checkpoint.test_params import NVFP4, put
 from tests.tiny import tiny_config, tiny_draft_config, write_tiny
-from ventoux.checkpoint.files import piece_shape, pieces_of
+from ventoux.checkpoint.files import pieces_of
 from ventoux.checkpoint.inspect import inspect_checkpoint, render
 from ventoux.checkpoint.shards import ITEM_BYTES
+from ventoux.checkpoint.stored import piece_shape
 from ventoux.config import ModelConfig
 from ventoux.hardware import Hardware
 from ventoux.model.tensors import HF_PREFIXES, tensor_table
@@ -82,7 +83,7 @@ def fp8(tmp_path_factory):
 
 def test_fp8_base(fp8):
     report = inspect_checkpoint(fp8, hardware=BIG)
-    assert (report.layout, report.quant_format, report.num_files) == ("hf", "fp8", 3)
+    assert (report.layout, report.quant_formats, report.num_files) == ("hf", ("fp8",), 3)
     assert report.scale_elements == 19_008
     assert report.total_parameters + report.scale_elements == 119_401_317_952
     assert report.active_parameters == 6_095_717_376
@@ -92,17 +93,25 @@ def test_fp8_base(fp8):
     assert sum(report.bytes_by_part.values()) == report.stored_bytes
     # FP8 elements, bf16 ones (experts' scales among them), and 36 x 8 pairs of dense scales.
     assert report.stored_bytes == 117_879_865_344 + 2 * 1_521_452_032 + 4 * 36 * 16
-    assert report.plan is None and "FP8" in report.obstacle
+    # In memory: codes of all but kv_b_proj, fp32 scales of their rows, and what is plain in bf16.
+    kv_b = 36 * 6144 * 256
+    rows = 36 * (1024 + 4096 + 320 + 4096 + 2048 * 2 + 4096 + 128 * (4096 + 4096))
+    plain = report.total_parameters - 117_879_865_344
+    assert report.plan.weight_bytes == 117_879_865_344 - kv_b + 4 * rows + 2 * (plain + kv_b)
 
 
 def test_nvfp4(tmp_path):
     put(tmp_path, "native", [("quantization_config", NVFP4)])
     write_headers(tmp_path / "consolidated.safetensors", nvfp4_tensors())
     report = inspect_checkpoint(tmp_path, hardware=BIG)
-    assert (report.layout, report.quant_format) == ("native", "nvfp4")
+    assert (report.layout, report.quant_formats) == ("native", ("nvfp4",))
     assert (report.num_tensors, report.stored_bytes) == (56_313, 70_801_959_560)
     assert report.total_parameters + 19_008 == 119_401_317_952
-    assert report.plan is None and "NVFP4: recognised" in report.obstacle
+    quantized = 36 * 129 * 3 * 2048 * 4096
+    rows = 36 * 129 * (2048 + 2048 + 4096)
+    plain = report.total_parameters - quantized
+    assert report.plan.weight_bytes == quantized // 2 + quantized // 16 + 4 * rows + 2 * plain
+    assert report.plan.weight_formats == "shared_experts nvfp4, experts nvfp4, the rest bfloat16"
 
 
 def test_bf16_at_full_size(tmp_path):

@@ -227,16 +227,16 @@ NVFP4 = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
 @pytest.mark.parametrize(
     ("layout", "block", "quant", "wanted"),
     [
-        ("native", "quantization", {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}, "fp8"),
-        ("hf", "quantization_config", {"quant_method": "fp8", "activation_scheme": "static"}, "fp8"),
-        ("native", "quantization_config", NVFP4, "nvfp4"),
-        ("native", "quantization", NVFP4, "nvfp4"),
-        ("hf", "quantization_config", None, "bf16"),
+        ("native", "quantization", {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}, {"fp8"}),
+        ("hf", "quantization_config", {"quant_method": "fp8", "activation_scheme": "static"}, {"fp8"}),
+        ("native", "quantization_config", NVFP4, {"nvfp4"}),
+        ("native", "quantization", NVFP4, {"nvfp4"}),
+        ("hf", "quantization_config", None, set()),
     ],
 )
 def test_number_formats_are_recognised(tmp_path, layout, block, quant, wanted):
     changes = [] if quant is None else [(block, quant)]
-    assert read_facts(put(tmp_path, layout, changes)).quant_format == wanted
+    assert read_facts(put(tmp_path, layout, changes)).claimed == wanted
 
 
 @pytest.mark.parametrize(

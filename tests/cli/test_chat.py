@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ventoux.cli.calculator import TOOL, call
 from ventoux.cli.chat import AnswerPrinter, Talk, image_part, printable
-from ventoux.cli.conversation import MAX_ROUNDS, Conversation, ToolResult
+from ventoux.cli.conversation import MAX_ROUNDS, Conversation, Cut, ToolResult
 from ventoux.cli.remote import RemoteModel
 from ventoux.errors import EngineError, InvalidImageError, InvalidRequestError
 from ventoux.text.stream_parser import Content, Reasoning, ToolCallArguments, ToolCallStart
@@ -75,6 +75,15 @@ def test_tool_calls_are_answered_until_there_are_words(monkeypatch):
     (made,) = called["tool_calls"]
     assert made["function"] == {"name": "calculator", "arguments": '{"expression": "2 + 3"}'}
     assert result == {"role": "tool", "tool_call_id": made["id"], "content": "5"}
+
+
+def test_an_answer_that_was_cut_says_so(monkeypatch):
+    """It looked like an answer that just ends there; the next question gets it without the note."""
+    model = Scripted([Content("One, two"), Cut()], [Content("three")])
+    status, screen = talk(model, "Count\nGo on\n", monkeypatch)
+    assert status == 0
+    assert "One, two\n[cut: the answer has reached --max-tokens, or the context is full]\nthree\n" in screen
+    assert model.asked[1]["messages"][1] == {"role": "assistant", "content": "One, two"}
 
 
 def test_parallel_calls_get_their_own_results():
@@ -197,9 +206,9 @@ def test_text_is_printed_as_it_is():
 def test_local_model_answers(ventoux, checkpoint):
     status, out, _ = ventoux("chat", checkpoint, *FAST, stdin="Hi\n/think on\nHo\n/reset\nHi\n")
     assert status == 0
-    first, note, *_ = lines = out.splitlines()
-    assert note == "reasoning is on"
-    assert first and lines[-1], "an answer is empty"
+    first, cut, note, *_ = lines = out.splitlines()
+    assert cut.startswith("[cut") and note == "reasoning is on"
+    assert first and lines[-2] and lines[-1] == cut, "an answer is empty, or not marked as cut"
 
 
 def test_local_model_refuses_and_goes_on(ventoux, checkpoint):
@@ -354,3 +363,10 @@ def test_the_whole_way_to_a_server(ventoux):
             server.shutdown()
             thread.join()
     assert (status, out) == (0, "over the wire\n"), err
+
+
+@pytest.mark.parametrize(("reason", "cut"), [("length", True), ("stop", False), ("tool_calls", False)])
+def test_a_server_says_whether_an_answer_was_cut(reason, cut):
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+    model, _ = remote(delta(content="x"), last)
+    assert (ask(model)[-1] == Cut()) is cut

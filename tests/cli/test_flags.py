@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from ventoux.cli import main
-from ventoux.cli.flags import add_flags, from_args, normalise, parse_count, with_config_file
+from ventoux.cli.flags import add_flags, config_model, from_args, normalise, parse_count, with_config_file
 from ventoux.config import EngineConfig, ServerConfig
 from ventoux.errors import ConfigError
 
@@ -39,9 +39,10 @@ def test_units(text, value):
     assert parse_count(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "k", "4x", "1e3", "4GiBs", "0x10", "4 4"])
+@pytest.mark.parametrize("text", ["", "k", "4x", "1e3", "4GiBs", "0x10", "4 4", "8000.9", "1.00001k"])
 def test_no_numbers(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no number"):
+    """8000.9 was port 8000."""
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is no (whole )?number"):
         parse_count(text)
 
 
@@ -105,23 +106,85 @@ def test_config_file_comes_before_the_command_line(tmp_path):
     )
     words = with_config_file(["serve", "--config", str(path), "--port", "2"])
     assert words == [
-        *("serve", "folder", "--max-model-len", "256k", "--port", "1", "--served-model-name", "a", "b"),
+        *("serve", "--max-model-len=256k", "--served-model-name=a", "--served-model-name=b"),
         *("--no-enable-prefix-caching", "--config", str(path), "--port", "2"),
     ]
+    assert config_model(str(path)) == "folder" and config_model(None) is None
 
 
-def test_model_of_the_command_line_wins(tmp_path):
+def serve_arguments(monkeypatch, *words: str) -> argparse.Namespace:
+    """What `serve` would run with."""
+    seen = []
+    monkeypatch.setattr("ventoux.server.run.serve", lambda config, start, on_ready: seen.append(config))
+    monkeypatch.setattr("ventoux.cli.serve.notices", lambda args: seen.append(args) or [])
+    assert main(["serve", *words]) == 0
+    args, config = seen
+    args.config_record = config
+    return args
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        (["--config", "FILE"], "from-file"),
+        (["--config=FILE", "--port", "1"], "from-file"),
+        (["from-line", "--config", "FILE"], "from-line"),
+        (["--config", "FILE", "from-line"], "from-line"),
+        (["--port", "1", "--config", "FILE", "from-line"], "from-line"),
+        (["--config", "FILE", "--port", "1", "from-line", "--host", "::1"], "from-line"),
+        (["from-line", "--served-model-name", "x", "y", "--config", "FILE"], "from-line"),
+    ],
+)
+def test_a_model_may_stand_in_the_file_and_anywhere_on_the_line(words, model, tmp_path, monkeypatch):
+    """After flags it was one argument too many, or the name of something else."""
     path = tmp_path / "serve.yaml"
-    path.write_text("model: from-file\nport: 1\n")
-    words = with_config_file(["serve", "from-line", f"--config={path}"])
-    assert words == ["serve", "from-line", "--port", "1", f"--config={path}"]
+    path.write_text("model: from-file\nserved_model_name: [a, b]\nport: 3\napi-key: [-dash]\n")
+    args = serve_arguments(monkeypatch, *(word.replace("FILE", str(path)) for word in words))
+    assert args.model == model
+    # The line's names take the place of the file's; they do not come on top.
+    assert args.config_record.served_model_name == (("x", "y") if "x" in words else ("a", "b"))
+    assert args.config_record.port == (1 if "1" in words else 3)
+    assert args.config_record.api_key == ("-dash",)
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "names"),
+    [
+        (["M", "--served-model-name", "a", "b"], "M", ("a", "b")),
+        (["--served-model-name", "a", "--served-model-name", "b"], None, ("a", "b")),
+        (["--served-model-name=a", "M"], "M", ("a",)),
+        (["--served-model-name", "a", "--port", "1", "M"], "M", ("a",)),
+        (["--served-model-name", "a", "b", "--", "M"], "M", ("a", "b")),
+        (["--served_model_name", "a"], None, ("a",)),
+    ],
+)
+def test_names_and_the_model(words, model, names, monkeypatch):
+    args = serve_arguments(monkeypatch, *words)
+    assert args.model == model and args.config_record.served_model_name == names
+
+
+@pytest.mark.parametrize("flag", ["--served-model-name", "--api-key", "--allowed-origins", "--allowed-media-domains"])
+def test_a_flag_does_not_swallow_the_model(flag, tmp_path, capsys):
+    """`--api-key K MODEL` made MODEL a second key, and served the bundled model without a word."""
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: another\n")
+    for config in ([], ["--config", str(path)]):
+        assert main(["serve", *config, flag, "one", "org/model"]) == 2
+        assert f"{flag} takes every word after it, perhaps MODEL too" in capsys.readouterr().err
+
+
+def test_auto_is_the_default():
+    """As other engines spell it: derive the length from what fits."""
+    assert parse("--max-model-len", "auto") == EngineConfig() == parse("--kv-cache-memory", "auto")
+    with pytest.raises(SystemExit):
+        parse("--max-num-seqs", "auto")
 
 
 def test_nested_values_of_a_config_file_are_json(tmp_path):
     """str() of a mapping has single quotes, which is no JSON."""
     path = tmp_path / "serve.yaml"
     path.write_text("speculative_config: {method: none}\n")
-    assert with_config_file(["serve", "--config", str(path)])[1:3] == ["--speculative-config", '{"method": "none"}']
+    assert with_config_file(["serve", "--config", str(path)])[1] == '--speculative-config={"method": "none"}'
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "port:\n"])
@@ -191,7 +254,7 @@ def test_unknown_command(capsys):
     ("words", "flag"),
     [
         (["--api-key", ""], "--api-key"),
-        (["--api-key", "good", "two words"], "--api-key"),
+        (["--api-key", "good", "--api-key", "two words"], "--api-key"),
         (["--api-key", "schlüssel"], "--api-key"),
         (["--max-queued-requests", "0"], "--max-queued-requests"),
         (["--limit-images", "-1"], "--limit-images"),
@@ -200,6 +263,12 @@ def test_unknown_command(capsys):
         (["--max-request-bytes", "0"], "--max-request-bytes"),
         (["--root-path", "prefix"], "--root-path"),
         (["--root-path", "/prefix/"], "--root-path"),
+        (["--port", "99999"], "--port"),
+        (["--port", "-1"], "--port"),
+        (["--host", ""], "--host"),
+        (["--host", "a b"], "--host"),
+        (["--host", "[::1]"], "--host"),
+        (["--host", "http://localhost"], "--host"),
     ],
 )
 def test_server_choices_that_cannot_work(words, flag, capsys):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+
+from ventoux.cli.lines import ResultWriter, read_lines
+from ventoux.llm import LLM, CompletionOutput, RequestOutput
+from ventoux.text.stream_parser import Message
 
 FAST = ("--num-threads", "1", "--max-model-len", "256")
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -154,3 +159,55 @@ def test_mistakes_of_the_caller(ventoux, checkpoint, words, message):
     status, _, err = ventoux("generate", checkpoint, *words)
     assert status == 2
     assert message in err and "Traceback" not in err
+
+
+def answer(tokens: int = 1) -> RequestOutput:
+    output = CompletionOutput(0, "x", [1] * tokens, "stop", None, None, Message())
+    return RequestOutput("r", None, [1], None, 0, [output])
+
+
+class Target(io.BytesIO):
+    """Remembers what had arrived at each flush."""
+
+    def __init__(self):
+        super().__init__()
+        self.flushed: list[list] = []
+
+    def flush(self):
+        self.flushed.append([row["id"] for row in rows(self.getvalue().decode())])
+
+
+def test_results_are_written_as_they_finish_in_the_order_of_the_lines():
+    """A run that was interrupted after hours had written nothing."""
+    lines = read_lines([b"{", *(json.dumps({"prompt": "x", "id": c}).encode() for c in "abcd")], {})
+    target = Target()
+    writer = ResultWriter(target, lines)
+    assert writer.num_done == 1
+    for position in (1, 0, 3):
+        writer.put(position, answer(2))
+    # "b" came first and waited for "a"; "d" waits for "c".
+    assert target.flushed == [[1], [1, "a", "b"], [1, "a", "b"]]
+    assert (writer.num_done, writer.num_tokens, writer.num_failed) == (4, 4, 1)
+    writer.rescue()
+    assert target.flushed[-1] == [1, "a", "b", "d"] and writer.num_tokens == 6
+    writer.rescue()
+    assert target.flushed[-1] == [1, "a", "b", "d"], "written twice"
+
+
+def test_an_interrupted_run_keeps_its_results(ventoux, checkpoint, tmp_path, monkeypatch):
+    """Ctrl-C while the second of three is answered: what was done is in the file, the one behind the gap too."""
+    target = tmp_path / "out.jsonl"
+    seen = []
+
+    def interrupted(self, items, on_result):
+        on_result(0, answer())
+        seen.append(target.read_text())
+        on_result(2, answer())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LLM, "batch", interrupted)
+    stdin = "".join(json.dumps({"prompt": "x", "id": c}) + "\n" for c in "abc")
+    status, _, _ = ventoux("generate", checkpoint, "--input", "-", "--output", target, *FAST, stdin=stdin)
+    assert status == 130
+    assert [row["id"] for row in rows(seen[0])] == ["a"]
+    assert [row["id"] for row in rows(target.read_text())] == ["a", "c"]

@@ -207,3 +207,28 @@ def test_pages_of_its_own_are_no_cached_tokens():
     outputs = run(engine, [request(prompt(60), "old", max_tokens=60), request(prompt(120, 1), "young")])
     assert engine.stats().num_preemptions > 0
     assert outputs["young", 0][0].num_cached_tokens == 0 == engine.stats().prefix_cache_hits
+
+
+def test_pixels_go_when_they_are_encoded():
+    """28 MB an image, held until the last token of the answer."""
+    engine = tiny_engine()
+    one = request([*image_tokens(2, 3), 1001], "a", [image(2, 3)], n=2)
+    before = one.images[0].pixels
+    engine.add(one)
+    held = engine.sequences["a", 0].request.images
+    assert held[0].pixels
+    engine.step()
+    assert held[0].pixels == b"" and one.images[0].pixels == before, "the caller's record is the caller's"
+    assert engine.sequences["a", 1].request.images[0].pixels == b""
+
+
+def test_images_without_pixels_survive_preemption_and_a_full_cache():
+    """Their rows are the only copy: whoever may be computed again needs them, whether it runs or waits."""
+    ids = [*image_tokens(4, 5), *prompt(20)]
+    names = [f"r{i}" for i in range(4)]
+    expected = [generate(tiny_engine(), request(ids, n, [image(4, 5, i)], max_tokens=40)) for i, n in enumerate(names)]
+    engine = tiny_engine(num_pages=40, image_cache_size=0, max_num_batched_tokens=30, enable_prefix_caching=False)
+    outputs = run(engine, [request(ids, n, [image(4, 5, i)], max_tokens=40) for i, n in enumerate(names)])
+    assert engine.stats().num_preemptions > 0
+    assert [[tokens(outputs[n, 0])] for n in names] == expected
+    assert engine.stats().num_images_encoded == 4 and not engine.runner.images.keys() - {image(4, 5, 3).content_hash}

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.engines import tiny_engine
-from tests.tiny import tiny_config, write_tiny
+from tests.tiny import tiny_config, tiny_model, write_tiny
 from ventoux.cli import main
 from ventoux.errors import ConfigError, EngineError
 from ventoux.evals import bench, machine
 from ventoux.evals.bench_serve import ServeBench, percentiles
 from ventoux.model.tensors import tensor_table
+from ventoux.ops.formats import Fp8Weight, quantize_fp8
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +34,23 @@ def test_active_bytes_of_one_token_are_its_experts_and_all_that_is_shared():
     rows = list(tensor_table(config))
     shared = sum(r.num_parameters for r in rows if r.part not in ("experts", "embedding", "vision"))
     experts = sum(r.num_parameters for r in rows if r.is_routed)
-    assert bench.active_bytes(config, "float32", 1) == round((shared + experts * 2 / 5) * 4)
-    assert bench.active_bytes(config, "bfloat16", 1) * 2 == bench.active_bytes(config, "float32", 1)
+    assert bench.active_bytes(tiny_model(), 1) == round((shared + experts * 2 / 5) * 4)
+    assert bench.active_bytes(tiny_model().bfloat16(), 1) * 2 == bench.active_bytes(tiny_model(), 1)
+
+
+def test_quantized_weights_count_as_they_lie_in_memory():
+    model = tiny_model()
+    dense = bench.active_bytes(model, 1)
+    weight = model.language_model.layers[0].self_attn.o_proj.weight
+    codes, scale = quantize_fp8(weight)
+    del model.language_model.layers[0].self_attn.o_proj.weight
+    model.language_model.layers[0].self_attn.o_proj.weight = Fp8Weight(codes, scale.expand(len(codes)).contiguous())
+    assert bench.active_bytes(model, 1) == dense - weight.nbytes + weight.numel() + 4 * len(codes)
 
 
 def test_many_tokens_meet_all_experts_but_never_more():
     config = tiny_config()
-    sizes = [bench.active_bytes(config, "float32", n) for n in (1, 2, 8, 1000)]
+    sizes = [bench.active_bytes(tiny_model(), n) for n in (1, 2, 8, 1000)]
     whole = sum(r.num_parameters for r in tensor_table(config) if r.part not in ("embedding", "vision")) * 4
     assert sizes == [*sorted(set(sizes[:3])), whole]
 

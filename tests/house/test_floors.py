@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "config": 0,
     "hardware": 0,
     "ops.spec": 1,
+    "ops.formats": 1,
     "ops": 2,
     "model": 3,
     "checkpoint": 4,

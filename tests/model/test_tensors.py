@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_config, tiny_draft_config
-from ventoux.checkpoint.files import piece_shape
+from ventoux.checkpoint.stored import piece_shape
 from ventoux.config import ModelConfig, TextConfig
 from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4

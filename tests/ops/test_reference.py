@@ -5,7 +5,7 @@ import torch
 
 from tests.paging import PagedCache
 from tests.tiny import tiny_config
-from ventoux.ops.reference import QUERY_ROWS, latent_attention
+from ventoux.ops.reference import QUERY_ROWS, attend_latents
 
 TEXT = tiny_config().text
 HEADS, LATENT, WIDTH = TEXT.num_attention_heads, TEXT.kv_lora_rank, TEXT.latent_dim
@@ -33,7 +33,7 @@ def attend(lengths, earlier, dtype, sharpness):
     layout = cache.layout(lengths)
     for i, context in enumerate(layout.context_lengths):
         keys.append(cache.tensors[0][layout.pages_NP[i, : -(-context // 4)]].flatten(0, 1)[:context])
-    out = latent_attention(query[..., :LATENT], query[..., LATENT:], cache.tensors[0], layout, 0.3)
+    out = attend_latents(query[..., :LATENT], query[..., LATENT:], cache.tensors[0], layout, 0.3)
     wanted = [plain_attention(q, k, 0.3) for q, k in zip(query.split(lengths), keys, strict=True)]
     return out, torch.cat(wanted)
 
@@ -60,7 +60,7 @@ def test_a_long_chunk_never_holds_all_scores():
     cache.tensors[0].zero_()
     query = torch.zeros(length, HEADS, WIDTH)
     with torch.profiler.profile(profile_memory=True) as profile:
-        latent_attention(query[-600:, :, :LATENT], query[-600:, :, LATENT:], cache.tensors[0], _last(layout, 600), 0.3)
+        attend_latents(query[-600:, :, :LATENT], query[-600:, :, LATENT:], cache.tensors[0], _last(layout, 600), 0.3)
     largest = max(event.cpu_memory_usage for event in profile.events() or [])
     assert largest < HEADS * 600 * length * 4 / 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -273,3 +274,41 @@ def test_the_start_imports_little():
         "assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_tokenize_counts_what_is_too_long_up_to_a_point(server):
+    """Clients count to shorten; but counting 10 MB took 25 seconds, and stood in everybody's way."""
+    long = server.post("/tokenize", {"prompt": "word " * 400})
+    assert long.status_code == 200 and long.json()["count"] > long.json()["max_model_len"] == 256
+    messages = [{"role": "user", "content": "word " * 400}]
+    assert server.post("/tokenize", {"messages": messages}).json()["count"] > 256
+    endless = "word " * 2_000_000
+    refused = server.post("/tokenize", {"prompt": endless})
+    assert_error(refused, 400, param="prompt", code="context_length_exceeded")
+    refused = server.post("/tokenize", {"messages": [{"role": "user", "content": endless}]})
+    assert_error(refused, 400, param="messages", code="context_length_exceeded")
+
+
+def test_tokenize_leaves_the_event_loop_free(server, monkeypatch):
+    """A thread counts; the streams of others go on."""
+    threads = []
+    encode = type(server.tokenizer).encode_text
+
+    def noting(*args, **kwargs):
+        threads.append(threading.current_thread())
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(type(server.tokenizer), "encode_text", noting)
+    assert server.post("/tokenize", {"prompt": "a"}).status_code == 200
+    assert threads and threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("effort", [None, "none", "minimal", "low", "high", "max"])
+def test_tokenize_takes_the_efforts_that_chats_take(server, effort):
+    """ "low" was refused here and mapped there: a count of another prompt than the one that is sent."""
+    counted = server.post("/tokenize", {"messages": HELLO, "reasoning_effort": effort})
+    server.says("a")
+    answered = server.chat(reasoning_effort=effort)
+    assert counted.json()["tokens"] == server.engine.requests[0].prompt_token_ids
+    assert counted.headers.get("x-warning") == answered.headers.get("x-warning")
+    assert (effort in ("minimal", "low", "max")) == ("x-warning" in counted.headers)

@@ -233,6 +233,20 @@ def test_prompt_too_long(server):
         assert "256" in response.json()["error"]["message"]
 
 
+def test_a_prompt_of_ten_megabytes_is_refused_at_once(server):
+    """They were tokenized whole, 25 seconds each, before anybody looked at the length."""
+    text = "word " * 2_000_000
+    start = time.process_time()
+    response = server.chat([{"role": "user", "content": text}])
+    assert_error(response, 400, param="messages", code="context_length_exceeded")
+    split = [{"role": "user", "content": text[:100_000]}] * 100
+    assert_error(server.chat(split), 400, param="messages", code="context_length_exceeded")
+    for prompt in (text, ["a", text]):
+        response = server.post("/v1/completions", {"prompt": prompt})
+        assert_error(response, 400, param="prompt", code="context_length_exceeded")
+    assert time.process_time() - start < 3
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -256,10 +270,48 @@ def test_prompt_too_long(server):
         ("safe_prompt", True),
         ("prompt_logprobs", 1),
         ("thinking_token_budget", 100),
+        ("typical_p", 0.9),
+        ("top_a", 0.1),
+        ("tfs", 0.5),
+        ("tfs_z", 0.5),
+        ("mirostat", 2),
+        ("mirostat", True),
+        ("mirostat_mode", 1),
+        ("mirostat_tau", 6.0),
+        ("mirostat_eta", 0.2),
+        ("repeat_penalty", 1.1),
+        ("min_new_tokens", 5),
+        ("max_new_tokens", 5),
+        ("max_output_tokens", 5),
+        ("regex", "a+"),
+        ("ebnf", "root ::= x"),
+        ("stop_regex", "a+"),
+        ("guided_json_object", True),
+        ("structural_tag", {}),
+        ("thinking", {"type": "enabled"}),
+        ("thinking", True),
+        ("enable_thinking", True),
+        ("reasoning", {"effort": "high"}),
+        ("detokenize", False),
+        ("separate_reasoning", False),
+        ("chat_template_kwargs", {"enable_thinking": True}),
     ],
 )
 def test_known_fields_that_are_not_honoured_are_refused_by_name(server, field, value):
     assert_error(server.chat(**{field: value}), 400, param=field, code="unsupported_parameter")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+def test_other_routes_refuse_them_too(server, path):
+    response = server.post(path, {"prompt": "a", "repeat_penalty": 1.1})
+    assert_error(response, 400, param="repeat_penalty", code="unsupported_parameter")
+    assert "use repetition_penalty" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("detail", ["original", "", 1, {}, True])
+def test_unknown_image_details(server, detail):
+    response = server.chat(seen({"url": data_url(picture()), "detail": detail}))
+    assert_error(response, 400, param="messages[0].content[1].image_url.detail", code="unsupported_value")
 
 
 def tool(**function):
@@ -277,7 +329,7 @@ def tool(**function):
         ([{"type": "function"}], "tools[0].function"),
         ([{"type": "function", "function": "add"}], "tools[0].function"),
         ([tool(parameters={"type": "nonsense"})], "tools[0].function"),
-        ([tool(name=f"f{i}") for i in range(10_000)], "tools"),
+        ([tool(name=f"f{i}") for i in range(513)], "tools"),
     ],
 )
 def test_bad_tools(server, tools, param):
@@ -429,6 +481,7 @@ def test_bad_completions(server, body, param):
         ("/tokenize", {"prompt": "a", "messages": HELLO}, "prompt"),
         ("/tokenize", {"prompt": 1}, "prompt"),
         ("/tokenize", {"messages": [{"role": "x"}]}, "messages[0].role"),
+        ("/tokenize", {"messages": HELLO, "reasoning_effort": "some"}, "reasoning_effort"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
@@ -447,3 +500,9 @@ def test_images_that_are_too_large_together(make_server):
     assert server.chat([{"role": "user", "content": [part] * 4}]).status_code == 200
     refused = server.chat([{"role": "user", "content": [part] * 5}])
     assert_error(refused, 400, param="messages[0].content[4].image_url", code="invalid_image")
+
+
+def test_the_number_of_tools_has_one_limit(server):
+    """Chats took 512 and /tokenize 1000."""
+    tools = [tool(name=f"f{i}") for i in range(513)]
+    assert_error(server.post("/tokenize", {"messages": HELLO, "tools": tools}), 400, param="tools")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from tests.fakes import FakeEngine
 from tests.server.conftest import HELLO, MODEL, TOOL, events
@@ -324,3 +327,45 @@ def test_cache_salt_and_seed_reach_the_engine(server):
     server.chat(cache_salt="s", random_seed=7)
     request = server.engine.requests[0]
     assert request.cache_salt == "s" and request.params.seed == 7
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        # Frontends of llama.cpp send every sampler they know, turned off.
+        {"typical_p": 1, "tfs": 1.0, "top_a": 0, "mirostat_mode": 0, "mirostat_tau": 5, "mirostat_eta": 0.1},
+        {"mirostat": 0, "tfs_z": 1, "repeat_penalty": 1.0, "repeat_last_n": 64, "dry_multiplier": 0.0, "n_probs": 0},
+        # Agents turn reasoning off in the dialect of another model.
+        {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": False}},
+        {"thinking": {"type": "disabled"}, "reasoning": None},
+        # SGLang's clients.
+        {"min_new_tokens": 0, "regex": None, "ebnf": None, "stop_regex": [], "separate_reasoning": True},
+        # mistralai, LangChain, LiteLLM, Open WebUI, Continue.
+        {"safe_prompt": False, "prompt_mode": None, "random_seed": 1, "guardrails": None},
+        {"n": 1, "stream": False, "logit_bias": None, "user": "u", "metadata": {"a": "b"}, "parallel_tool_calls": True},
+        {"length_penalty": 1, "best_of": 1, "store": False, "verbosity": "medium", "modalities": ["text"]},
+    ],
+)
+def test_values_that_ask_for_nothing_are_taken(server, sent):
+    """A client that always sends all of its fields must not be locked out."""
+    server.says("a")
+    response = server.chat(**sent)
+    assert response.status_code == 200, response.text
+    assert "x-ignored-fields" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("detail", "size"), [(None, (1540, 1176)), ("auto", (1540, 1176)), ("high", (1540, 1176)), ("low", (532, 392))]
+)
+def test_image_details(make_server, detail, size):
+    """`low` was ignored: four to nine times the tokens that were asked for."""
+    data = io.BytesIO()
+    Image.new("RGB", (1600, 1200)).save(data, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    part = {"type": "image_url", "image_url": {"url": url, "detail": detail}}
+    server = make_server(max_model_len=4096)
+    server.says("a")
+    response = server.chat([{"role": "user", "content": [part]}])
+    assert response.status_code == 200 and "x-ignored-fields" not in response.headers
+    [image] = server.engine.requests[0].images
+    assert (image.width, image.height) == size

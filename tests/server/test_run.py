@@ -23,7 +23,7 @@ from tests.fakes import FakeEngine
 from tests.server.conftest import HELLO, MODEL, TOOL
 from ventoux.config import ServerConfig
 from ventoux.errors import ConfigError
-from ventoux.server import run
+from ventoux.server import protocol, run
 from ventoux.server.run import Backend, _Lifetime, bind, url_of
 
 THINK, END_THINK, CALLS, ARGS = 34, 35, 9, 32
@@ -366,3 +366,70 @@ def test_a_request_with_two_lengths_ends_its_connection(live):
         connection.sendall(head + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
         received = b"".join(iter(lambda: connection.recv(4096), b""))
     assert received.startswith(b"HTTP/1.1 400") and received.count(b"HTTP/1.1") == 1
+
+
+def exchange(server, *sent: bytes, pause: float = 0.0) -> bytes:
+    """All that comes back on one connection, until the server closes it."""
+    with socket.create_connection(server.sock.getsockname(), timeout=10) as connection:
+        for data in sent:
+            with contextlib.suppress(OSError):
+                connection.sendall(data)
+            time.sleep(pause)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def assert_refused(received: bytes, status: int, code: str) -> None:
+    head, _, body = received.rpartition(b"\r\n\r\n")
+    assert head.count(b"HTTP/1.1") == 1 and head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"content-type: application/json" in head and b"x-request-id: req-" in head
+    assert json.loads(body)["error"]["code"] == code
+
+
+def test_headers_that_never_end_are_given_up(tokenizer, monkeypatch):
+    """A few thousand such connections, a byte now and then on each, were all the file descriptors there are."""
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT", 0.3)
+    with running(tokenizer) as server:
+        server.wait_ready()
+        start = time.monotonic()
+        assert_refused(exchange(server, b"GET /health HTT"), 408, "timeout")
+        drip = [b"GET /health HTTP/1.1\r\n", *(b"x-a: b\r\n" for _ in range(8))]
+        assert_refused(exchange(server, *drip, pause=0.1), 408, "timeout")
+        assert time.monotonic() - start < 8
+        # Also on a connection that has served a request before.
+        again = exchange(server, b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /health", pause=0.1)
+        assert again.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in again
+
+
+def test_slow_bodies_and_answers_are_no_slow_headers(tokenizer, monkeypatch):
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT", 0.2)
+    with running(tokenizer) as server:
+        server.wait_ready()
+        server.says("done")
+        body = json.dumps({"messages": HELLO}).encode()
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        )
+        head += f"Content-Length: {len(body)}\r\n".encode()
+        answer = exchange(server, head, b"\r\n", body[:10], body[10:], pause=0.15)
+        assert answer.startswith(b"HTTP/1.1 200") and b"done" in answer
+
+
+def test_connections_without_a_request_are_closed_in_the_end(tokenizer, monkeypatch):
+    monkeypatch.setattr(run, "KEEP_ALIVE", 0.2)
+    with running(tokenizer) as server:
+        server.wait_ready()
+        assert exchange(server) == b""
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: b" * 5000]
+)
+def test_what_is_no_http_is_refused_in_the_usual_shape(live, data):
+    """uvicorn answers in plain text, which clients show as no message at all."""
+    assert_refused(exchange(live, data), 400, "invalid_request")
+
+
+def test_a_broken_body_ends_the_connection_and_nothing_else(live):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    assert exchange(live, head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n").count(b"HTTP/1.1") <= 1
+    assert httpx2.get(f"{live.url}/health").status_code == 200

@@ -77,6 +77,17 @@ def test_one_call_without_parallel_calls(tokenizer, compiler):
     assert not matcher.accept(9)
 
 
+def test_copies_go_their_own_ways(tokenizer, compiler):
+    """The answers to a request share a compiled grammar; what one writes must not move the others."""
+    first = compiler.compile(compiler.tool_grammar(TOOLS, parallel_tool_calls=False))
+    second = first.clone()
+    for token_id in (9, *tokenizer.encode_text("add")):
+        assert first.accept(token_id)
+    third = first.clone()
+    for matcher, ids in ((second, (9, *tokenizer.encode_text("get_weather"), 32)), (third, (32,)), (first, (32,))):
+        assert all(matcher.accept(token_id) for token_id in ids)
+
+
 def test_a_refused_token_is_reported(tokenizer, compiler):
     matcher = compiler.compile(compiler.tool_grammar(TOOLS))
     assert not matcher.is_stopped()

@@ -10,7 +10,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from ventoux.checkpoint.keys import CONFIG_FILES, Layout
-from ventoux.checkpoint.params import read_facts, require_loadable
+from ventoux.checkpoint.params import read_facts
 from ventoux.errors import CheckpointError
 
 BUNDLED = "demo"
@@ -27,14 +27,11 @@ PATTERNS: dict[Layout, list[str]] = {
 _NETWORK = (OSError, httpx2.HTTPError)
 
 
-def resolve_model(model: str | None, *, to_load: bool = True) -> Path:
+def resolve_model(model: str | None) -> Path:
     """The local folder of a model; a Hub id is downloaded first (one layout only, native where there is one), or
     taken from the local cache when the Hub cannot be reached.
 
     The config file comes first, so that a repository that cannot be used is refused before its weights are fetched.
-
-    Args:
-        to_load: Also refuse number formats that cannot be loaded; `inspect` looks at those as well.
 
     Raises:
         CheckpointError: no such folder or repository, no access to it, a repository of another model, a download cut
@@ -58,7 +55,7 @@ def resolve_model(model: str | None, *, to_load: bool = True) -> Path:
     except _NETWORK as error:
         # What was fetched before is still good.
         return _from_cache(model, error)
-    return _download(model, _choose_layout(model, names), to_load)
+    return _download(model, _choose_layout(model, names))
 
 
 def bundled_model() -> Path:
@@ -99,10 +96,8 @@ def _choose_layout(model: str, names: list[str]) -> Layout:
     )
 
 
-def _download(model: str, layout: Layout, to_load: bool) -> Path:
-    facts = read_facts(_fetch(model, [CONFIG_FILES[layout]]), layout)
-    if to_load:
-        require_loadable(model, facts.quant_format)
+def _download(model: str, layout: Layout) -> Path:
+    read_facts(_fetch(model, [CONFIG_FILES[layout]]), layout)
     return _fetch(model, PATTERNS[layout])
 
 

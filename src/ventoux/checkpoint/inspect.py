@@ -13,13 +13,12 @@ from rich.text import Text
 
 from ventoux.checkpoint.files import Checkpoint, open_checkpoint
 from ventoux.checkpoint.keys import Layout, QuantFormat
+from ventoux.checkpoint.schemes import FORMAT_NAMES
 from ventoux.checkpoint.shards import ITEM_BYTES
 from ventoux.config import BYTES_PER_VALUE, EngineConfig, EnginePlan, ModelConfig, resolve
 from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware, probe_hardware
-from ventoux.model.tensors import TensorRow
-
-FORMAT_NAMES: dict[QuantFormat, str] = {"bf16": "not quantized", "fp8": "FP8", "nvfp4": "NVFP4"}
+from ventoux.model.tensors import Part, TensorRow
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Report:
 
     folder: Path
     layout: Layout
-    quant_format: QuantFormat
+    quant_formats: tuple[QuantFormat, ...]
+    formats_by_part: dict[Part, tuple[QuantFormat, ...]]
     config: ModelConfig
     num_files: int
     num_tensors: int
@@ -66,13 +66,14 @@ def inspect_checkpoint(
     total = sum(row.num_parameters for row in checkpoint.rows)
     bytes_by_part, num_weights = _measure(checkpoint)
     own = [t for name, t in checkpoint.stored.items() if name not in checkpoint.skipped]
-    plan, obstacle = _plan(checkpoint, total, hardware or probe_hardware())
+    plan, obstacle = _plan(checkpoint, hardware or probe_hardware())
     cache_dtype = plan.kv_cache_dtype if plan is not None else "bfloat16"
     text = config.text
     return Report(
         folder=checkpoint.folder,
         layout=checkpoint.layout,
-        quant_format=checkpoint.quant_format,
+        quant_formats=checkpoint.quant_formats,
+        formats_by_part=checkpoint.formats_by_part(),
         config=config,
         num_files=len({t.file for t in own}),
         num_tensors=len(own),
@@ -106,8 +107,8 @@ def _measure(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
     by_part: Counter[str] = Counter()
     num_weights, weight_bytes = 0, 0
     for row in checkpoint.rows:
-        for name in checkpoint.stored_names(row):
-            stored = checkpoint.stored[name]
+        for held in checkpoint.held[row.path]:
+            stored = checkpoint.stored[held.weights]
             by_part[row.part] += stored.nbytes
             weight_bytes += stored.nbytes
             num_weights += stored.nbytes // ITEM_BYTES[stored.dtype]
@@ -116,15 +117,14 @@ def _measure(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
     return dict(by_part.most_common()), num_weights
 
 
-def _plan(checkpoint: Checkpoint, total: int, hardware: Hardware) -> tuple[EnginePlan | None, str | None]:
+def _plan(checkpoint: Checkpoint, hardware: Hardware) -> tuple[EnginePlan | None, str | None]:
     """The plan that `serve` would make here, or what stands in the way."""
     if checkpoint.config.is_draft:
         return None, "an EAGLE draft runs beside its target model, not alone."
     try:
-        checkpoint.require_loadable()
-        return resolve(checkpoint.config, total, EngineConfig(), hardware), None
+        return resolve(checkpoint.config, checkpoint.weights(), EngineConfig(), hardware), None
     except ConfigError as error:
-        return None, getattr(error, "problems", [str(error)])[0]
+        return None, str(error)
 
 
 # ---------------------------------------------------------------------------------------------------------- rendering
@@ -145,7 +145,8 @@ def render(report: Report) -> RenderableType:
     )
     facts.add_row("images", "yes" if report.config.vision is not None else "no")
     facts.add_row("layout", {"native": "native (params.json)", "hf": "Hugging Face (config.json)"}[report.layout])
-    facts.add_row("weights", FORMAT_NAMES[report.quant_format])
+    formats = [FORMAT_NAMES[form] for form in report.quant_formats] or ["not quantized"]
+    facts.add_row("weights", " and ".join(formats))
     stored = ", ".join(f"{count:,} x {dtype}" for dtype, count in report.dtypes.items())
     facts.add_row("stored", f"{report.num_tensors:,} tensors in {report.num_files} file(s): {stored}")
     if report.skipped:
@@ -155,10 +156,12 @@ def render(report: Report) -> RenderableType:
     if report.scale_elements:
         facts.add_row("scale elements", f"{report.scale_elements:,}")
 
-    parts = Table("part", "stored", "share", title="bytes by part", title_justify="left")
+    parts = Table("part", "format", "stored", "share", title="bytes by part", title_justify="left")
+    by_name: dict[str, tuple[QuantFormat, ...]] = dict(report.formats_by_part.items())
     for part, nbytes in report.bytes_by_part.items():
-        parts.add_row(part.replace("_", " "), size(nbytes), f"{nbytes / report.stored_bytes:.1%}")
-    parts.add_row("all", size(report.stored_bytes), "100.0%")
+        names = ", ".join(FORMAT_NAMES[form] for form in by_name.get(part, ()))
+        parts.add_row(part.replace("_", " "), names, size(nbytes), f"{nbytes / report.stored_bytes:.1%}")
+    parts.add_row("all", "", size(report.stored_bytes), "100.0%")
     return Group(facts, parts, _needs(report))
 
 

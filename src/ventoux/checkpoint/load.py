@@ -1,6 +1,7 @@
 """From an opened checkpoint to a model: built without memory, then filled parameter by parameter.
 
-Peak memory is the weights plus one 8 MiB staging chunk: bytes are read straight into the parameters' own memory.
+Peak memory is the weights plus one 8 MiB staging chunk: bytes are read straight into the parameters' own memory, codes
+of quantized weights included.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 from ventoux.checkpoint.files import Checkpoint
-from ventoux.checkpoint.reader import ShardReader, read_into
+from ventoux.checkpoint.reader import ShardReader
 from ventoux.errors import CheckpointError
 from ventoux.hardware import probe_hardware
 from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4
+from ventoux.ops.formats import Weight
 from ventoux.ops.spec import Operators
 
 Progress = Callable[[int, int], None]
@@ -33,12 +35,15 @@ def load_model(
 ) -> Mistral4:
     """The target model, weights in `dtype` on `device`, ready for inference (no gradients, eval mode).
 
+    Quantized linears keep their codes: their `weight` (of experts `gate_up_proj`, `down_proj`) is a `Fp8Weight` or
+    `Nvfp4Weight` instead of a parameter.
+
     Args:
         progress: Called with (bytes read, bytes in all) after every chunk.
 
     Raises:
-        CheckpointError: the checkpoint is a draft, is in a number format that cannot be loaded, or a file changed
-            under our hands.
+        CheckpointError: the checkpoint is a draft, a file changed under our hands, or weights or scales hold values
+            that they must not; all such tensors are listed.
     """
     if checkpoint.config.is_draft:
         raise CheckpointError(str(checkpoint.folder), ["this is an EAGLE draft, which needs a target model to run"])
@@ -71,8 +76,8 @@ def load_draft(
 def _fill(
     model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None
 ) -> None:
-    checkpoint.require_loadable()
-    total = sum(checkpoint.stored[p.name].nbytes for row in checkpoint.rows for p in checkpoint.pieces(row))
+    read = (name for held in checkpoint.held.values() for piece in held for name in piece.names_read)
+    total = sum(checkpoint.stored[name].nbytes for name in read)
     # A warm page cache makes restarts fast, as long as there is room for the weights twice.
     drop_cache = 2 * total > probe_hardware().available_bytes
     done = 0
@@ -83,9 +88,17 @@ def _fill(
         if progress is not None:
             progress(done, total)
 
-    reader = ShardReader(advance, drop_cache)
+    reader = ShardReader(checkpoint, advance, drop_cache)
     for row in checkpoint.rows:
-        tensor = torch.empty(row.shape, dtype=dtype, device=device)
-        read_into(checkpoint, row, tensor, reader)
         owner, _, name = row.path.rpartition(".")
-        setattr(model.get_submodule(owner), name, nn.Parameter(tensor, requires_grad=False))
+        _place(model.get_submodule(owner), name, reader.load(row, dtype, device))
+    reader.raise_problems()
+
+
+def _place(module: nn.Module, name: str, weight: Weight) -> None:
+    """Codes are no parameter: nothing can be learnt of them, and `parameters()` is for those who train or cast."""
+    if isinstance(weight, torch.Tensor):
+        setattr(module, name, nn.Parameter(weight, requires_grad=False))
+        return
+    delattr(module, name)
+    setattr(module, name, weight)

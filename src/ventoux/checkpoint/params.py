@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +11,20 @@ from typing import Any, Literal
 from ventoux.checkpoint import keys
 from ventoux.checkpoint.json_reader import Reader, read_json
 from ventoux.checkpoint.keys import CONFIG_FILES, Fact, Key, Layout, QuantFormat, Required
+from ventoux.checkpoint.schemes import read_claim
 from ventoux.config import ModelConfig, RopeConfig, TextConfig, VisionConfig
 from ventoux.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the config file says."""
+    """All that the config file says. `claimed` holds the formats of quantized weights that it names, `quantization`
+    the block that does, under its key."""
 
     config: ModelConfig
     layout: Layout
-    quant_format: QuantFormat
+    claimed: frozenset[QuantFormat]
+    quantization: dict[str, Any] | None
 
 
 def find_layout(folder: Path, layout: Literal["auto"] | Layout = "auto") -> Layout:
@@ -51,30 +54,29 @@ def read_config(folder: Path | str, layout: Literal["auto"] | Layout = "auto") -
 
 
 def read_facts(folder: Path | str, layout: Literal["auto"] | Layout = "auto") -> Facts:
-    """As `read_config`, with the number format of the weights."""
+    """As `read_config`, with what the file says about quantization."""
     folder = Path(folder)
     layout = find_layout(folder, layout)
     path = folder / CONFIG_FILES[layout]
     reader = Reader(read_json(path), layout)
     config = _read_native(reader) if layout == "native" else _read_hf(reader)
-    quant_format = _read_quant_format(reader)
+    claimed, quantization = read_claim(reader)
     if config is not None and not reader.problems:
         reader.problems += _check(config)
     if reader.problems or config is None:
         raise CheckpointError(str(path), reader.problems)
-    return Facts(config, layout, quant_format)
+    return Facts(config, layout, claimed, quantization)
 
 
-def require_loadable(where: str, quant_format: QuantFormat) -> None:
-    """Raises CheckpointError for number formats that are recognised but cannot be computed with yet."""
-    if quant_format != "bf16":
-        name = {"fp8": "FP8", "nvfp4": "NVFP4"}[quant_format]
-        problem = f"the weights are {name}: recognised, but this format cannot be loaded yet; use a bf16 checkpoint"
-        raise CheckpointError(where, [problem])
-
-
-def write_config(config: ModelConfig, folder: Path | str, layout: Layout, dtype: str = "bfloat16") -> Path:
-    """Writes `params.json` or `config.json`; reading it back gives an equal `config`. `dtype` is a note to readers.
+def write_config(
+    config: ModelConfig,
+    folder: Path | str,
+    layout: Layout,
+    dtype: str = "bfloat16",
+    quantization: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `params.json` or `config.json`; reading it back gives an equal `config`. `dtype` is a note to readers,
+    `quantization` the block of that name (see `schemes.py`).
 
     Raises:
         CheckpointError: a draft in the Hugging Face layout, which has no names for drafts.
@@ -82,6 +84,7 @@ def write_config(config: ModelConfig, folder: Path | str, layout: Layout, dtype:
     if config.is_draft and layout == "hf":
         raise CheckpointError(str(folder), ["a draft has only the native layout"])
     content = _native_content(config, dtype) if layout == "native" else _hf_content(config, dtype)
+    content |= quantization or {}
     path = Path(folder) / CONFIG_FILES[layout]
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
@@ -189,21 +192,6 @@ def _assemble(
         **tokens,
         **image_tokens,
     )
-
-
-def _read_quant_format(reader: Reader) -> QuantFormat:
-    """Native files say it under `quantization`, those made by compressed-tensors under `quantization_config`."""
-    for block in ("quantization", "quantization_config"):
-        if reader.get(block) is Required:
-            continue
-        weight = reader.get(f"{block}.qformat_weight")
-        method, form = reader.get(f"{block}.quant_method"), reader.get(f"{block}.format")
-        if weight == "fp8_e4m3" or method == "fp8":
-            return "fp8"
-        if method == "compressed-tensors" and form == "nvfp4-pack-quantized":
-            return "nvfp4"
-        reader.problems.append(f"{block} is neither FP8 nor NVFP4: {json.dumps(reader.get(block))[:120]}")
-    return "bf16"
 
 
 def _check(config: ModelConfig) -> list[str]:

@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "measure speed and memory",
     "inspect": "say what a checkpoint is and what it needs",
     "convert": "write a checkpoint in the other layout",
+    "quantize": "write a checkpoint with FP8 or NVFP4 weights",
     "train": "train the bundled model",
     "eval": "measure what the bundled model can do",
     "doctor": "look at this machine and test the engine on it",

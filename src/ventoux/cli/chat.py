@@ -186,7 +186,7 @@ class AnswerPrinter:
                 self._write("\n")
 
     def _print(self, events: Iterable[Any]) -> None:
-        from ventoux.cli.conversation import ToolResult
+        from ventoux.cli.conversation import Cut, ToolResult
         from ventoux.text.stream_parser import Content, Reasoning, ToolCallArguments, ToolCallStart
 
         for event in events:
@@ -205,6 +205,9 @@ class AnswerPrinter:
                 case ToolResult(_, text):
                     self._begin(ToolResult, always=True)
                     self._write(f"<- {text}", "cyan")
+                case Cut():
+                    self._begin(Cut)
+                    self._write("[cut: the answer has reached --max-tokens, or the context is full]", "dim")
 
     def _begin(self, kind: type, *, always: bool = False) -> None:
         """A new line where one kind of text follows another, or the same one again if it is `always` on its own."""

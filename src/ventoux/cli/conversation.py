@@ -22,12 +22,16 @@ class ToolResult(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
+class Cut(msgspec.Struct, frozen=True, tag=True):
+    """The answer ends here because it has reached its limit of tokens, not because the model was through."""
+
+
 class Model(Protocol):
     """Where answers come from: a model in this process, or a server."""
 
     def stream(
         self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None, reasoning_effort: str
-    ) -> Iterable[AnswerEvent]: ...
+    ) -> Iterable[AnswerEvent | Cut]: ...
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Conversation:
         self.turns.clear()
         self.images.clear()
 
-    def ask(self, text: str) -> Generator[Event | ToolResult, None, None]:
+    def ask(self, text: str) -> Generator[Event | ToolResult | Cut, None, None]:
         """Sends a question, with the images that wait, and yields what comes back.
 
         If it ends early (an error, or the generator is closed), the words that had come stay as the answer; if there
@@ -83,13 +87,15 @@ class Conversation:
         self._end_early(start, Message(), [])
         yield Content(f"[no answer after {MAX_ROUNDS} rounds of tool calls; the question is taken back]")
 
-    def _answer(self, events: list[Event]) -> Iterator[Event]:
+    def _answer(self, events: list[Event]) -> Iterator[Event | Cut]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         effort = "high" if self.think else "none"
         for event in self.model.stream([*system, *self.turns], tools=self.tools or None, reasoning_effort=effort):
             # Scores of tokens come too, if they were asked for; a reader has no use for them.
             if isinstance(event, Event):
                 events.append(event)
+                yield event
+            elif isinstance(event, Cut):
                 yield event
 
     def _end_early(self, start: int, said: Message, images: list[dict[str, Any]]) -> None:

@@ -13,24 +13,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ventoux.build import PROVIDERS
+    from ventoux.build import all_operators
     from ventoux.checkpoint.hub import bundled_model
     from ventoux.errors import CheckpointError
     from ventoux.evals import machine, selftest
-    from ventoux.ops.spec import choose
+    from ventoux.hardware import probe_hardware
 
-    ops = choose(PROVIDERS)
+    providers = all_operators(probe_hardware().num_cores)
     try:
         bundled = bundled_model()
     except CheckpointError:
         bundled = None
-    outcomes = selftest.run_checks(ops, bundled)
+    outcomes = selftest.run_checks(providers, bundled)
     passed = all(outcome.passed for outcome in outcomes)
     report = {
         "machine": machine.describe(),
         "versions": machine.versions(),
-        "providers": [provider.name for provider in PROVIDERS],
-        "operators": ops.describe(),
+        "providers": [provider.name for provider in providers],
+        "operators": providers[0].describe(),
         "bundled_model": bundled is not None,
         "checks": [asdict(outcome) for outcome in outcomes],
         "passed": passed,

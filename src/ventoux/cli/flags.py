@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import Field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,47 @@ def parse_count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no number (examples: 16384, 256k, 4GiB)")
     number, unit, suffix = match.groups()
     scale = _UNITS[unit] if suffix == "b" or not unit else _BINARY_UNITS[unit]
-    return int(float(number) * scale)
+    value = Fraction(number) * scale
+    if value.denominator != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(value)
+
+
+def parse_count_or_auto(text: str) -> int | None:
+    """As `parse_count`; "auto" is the same as leaving the flag out."""
+    return None if text == "auto" else parse_count(text)
+
+
+class _Collect(argparse.Action):
+    """A flag of one or more values, which may be repeated: --api-key a b, --api-key a --api-key b.
+
+    Notes in `args.greedy_flag` that it took several words at once: one of them may have been meant as an argument.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if len(values) > 1:
+            namespace.greedy_flag = option_string
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *values])
+
+
+def check_argument(args: argparse.Namespace, argument: str) -> None:
+    """Raises ConfigError if `argument` (model) was not given, and a flag may have swallowed it.
+
+    `--api-key KEY MODEL` would otherwise serve the bundled model to everybody who knows the name of another one.
+    """
+    flag = getattr(args, "greedy_flag", None)
+    if flag is not None and getattr(args, argument) is None:
+        name = argument.upper()
+        raise ConfigError(
+            f"{flag} takes every word after it, perhaps {name} too. Put {name} first, or repeat the flag for each"
+            f" value: {flag} A {flag} B."
+        )
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type, title: str, *, without: Collection[str] = ()) -> None:
@@ -44,7 +85,9 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str, *, with
         if field.name in without:
             continue
         kind = hints[field.name]
-        if isinstance(kind, types.UnionType):
+        if kind == int | None:
+            kind = parse_count_or_auto
+        elif isinstance(kind, types.UnionType):
             (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
         names = ["--" + field.name.replace("_", "-"), *field.metadata.get("aliases", ())]
         group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, **_options(field, kind))
@@ -60,9 +103,15 @@ def _options(field: Field, kind: Any) -> dict[str, Any]:
     if "choices" in field.metadata:
         return {**options, "choices": field.metadata["choices"]}
     if field.metadata.get("nargs"):
-        return {**options, "nargs": field.metadata["nargs"], "metavar": "NAME"}
-    converters: dict[Any, Callable[[str], Any]] = {int: parse_count, float: float, str: str}
-    return {**options, "type": converters[kind], "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+        return {**options, "action": _Collect, "nargs": field.metadata["nargs"], "metavar": "NAME"}
+    converters: dict[Any, tuple[Callable[[str], Any], str]] = {
+        int: (parse_count, "N"),
+        parse_count_or_auto: (parse_count_or_auto, "N"),
+        float: (float, "X"),
+        str: (str, "TEXT"),
+    }
+    convert, metavar = converters[kind]
+    return {**options, "type": convert, "metavar": metavar}
 
 
 def from_args(config: type[T], args: argparse.Namespace) -> T:
@@ -86,37 +135,49 @@ def normalise(argv: Iterable[str]) -> list[str]:
 def with_config_file(argv: list[str]) -> list[str]:
     """Puts the flags of `--config FILE` (YAML, flag names as keys) before the others, which therefore win.
 
+    A flag that the command line has is left out of the file's. `model` is no flag: see `config_model`.
+
     Raises ConfigError if the file cannot be read or is no mapping.
     """
     paths = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
     paths += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     if not paths:
         return argv
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(paths[-1]).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {paths[-1]}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config {paths[-1]}: the file must hold a mapping of flag names to values.")
-    if "config" in content:
-        raise ConfigError(f"--config {paths[-1]}: a file cannot name another one.")
+    given = {word.partition("=")[0] for word in argv}
     before: list[str] = []
-    model = content.pop("model", None)
-    for key, value in content.items():
+    for key, value in _config_file(paths[-1]).items():
         flag = "--" + str(key).replace("_", "-")
-        if value is None:
-            raise ConfigError(f"--config {paths[-1]}: {key} has no value.")
+        if key == "model" or flag in given:
+            continue
+        # In one word: what follows cannot be taken for a second value, nor a value for a flag.
         if isinstance(value, bool):
             before.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, dict):
-            before += [flag, json.dumps(value)]
+            before.append(f"{flag}={json.dumps(value)}")
         else:
-            before += [flag, *(map(str, value) if isinstance(value, list) else [str(value)])]
+            before += [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]
     command, *rest = argv
-    # The model of the command line, if there is one, comes right after the command.
-    if model is not None and (not rest or rest[0].startswith("-")):
-        rest = [str(model), *rest]
-    positional = [] if not rest or rest[0].startswith("-") else [rest.pop(0)]
-    return [command, *positional, *before, *rest]
+    return [command, *before, *rest]
+
+
+def config_model(path: str | None) -> str | None:
+    """The `model` of a configuration file, for a command line that names none."""
+    model = None if path is None else _config_file(path).get("model")
+    return None if model is None else str(model)
+
+
+def _config_file(path: str) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: the file must hold a mapping of flag names to values.")
+    if "config" in content:
+        raise ConfigError(f"--config {path}: a file cannot name another one.")
+    for key, value in content.items():
+        if value is None:
+            raise ConfigError(f"--config {path}: {key} has no value.")
+    return content

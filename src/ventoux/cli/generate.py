@@ -14,10 +14,10 @@ from ventoux.cli.flags import add_flags
 from ventoux.cli.offline import MODEL_HELP, add_sampling_flags, open_llm, sampling_fields
 from ventoux.cli.progress import loading_bar
 from ventoux.config import EngineConfig
-from ventoux.errors import ConfigError
+from ventoux.errors import ConfigError, VentouxError
 
 if TYPE_CHECKING:
-    from ventoux.llm import LLM
+    from ventoux.llm import LLM, RequestOutput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +66,11 @@ def _answer_one(llm: LLM, args: argparse.Namespace, text: str) -> None:
 
 
 def _answer_file(args: argparse.Namespace) -> int:
-    """All lines at once; exit status 1 if any of them got an error in place of an answer."""
-    from ventoux.cli.lines import read_lines, write_results
+    """All lines at once; exit status 1 if any of them got an error in place of an answer.
+
+    An interrupted run leaves the results that it had.
+    """
+    from ventoux.cli.lines import ResultWriter, read_lines
 
     if args.chat or args.raw:
         raise ConfigError('--chat and --raw belong to -p; lines say it themselves, by "messages" or "prompt".')
@@ -77,20 +80,26 @@ def _answer_file(args: argparse.Namespace) -> int:
     lines = read_lines(_lines(args.input), defaults)
     # Opened before the work is done: a folder that cannot be written to is better known now.
     with _target(args.output) as target:
+        writer = ResultWriter(target, lines)
         with open_llm(args) as llm, loading_bar("generating", unit="requests") as progress:
             started = time.monotonic()
-            items = [line.item for line in lines if line.item is not None]
-            num_bad = len(lines) - len(items)
-            results = llm.batch(items, lambda done: progress(done + num_bad, len(lines)))
+
+            def put(position: int, result: RequestOutput | VentouxError) -> None:
+                writer.put(position, result)
+                progress(writer.num_done, len(lines))
+
+            try:
+                llm.batch([line.item for line in lines if line.item is not None], put)
+            finally:
+                writer.rescue()
             seconds = time.monotonic() - started
-        num_tokens, num_failed = write_results(target, lines, results)
-    rate = num_tokens / seconds if seconds else 0.0
-    failed = f"; {num_failed} failed, see their errors" if num_failed else ""
+    rate = writer.num_tokens / seconds if seconds else 0.0
+    failed = f"; {writer.num_failed} failed, see their errors" if writer.num_failed else ""
     print(
-        f"{len(lines)} requests in {seconds:.1f} s, {num_tokens} new tokens ({rate:.1f} per second){failed}",
+        f"{len(lines)} requests in {seconds:.1f} s, {writer.num_tokens} new tokens ({rate:.1f} per second){failed}",
         file=sys.stderr,
     )
-    return 1 if num_failed else 0
+    return 1 if writer.num_failed else 0
 
 
 def _lines(name: str) -> list[bytes]:

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from ventoux.checkpoint.hub import resolve_model
     from ventoux.checkpoint.inspect import inspect_checkpoint, render
 
-    report = inspect_checkpoint(resolve_model(args.model, to_load=False))
+    report = inspect_checkpoint(resolve_model(args.model))
     if args.json:
         print(json.dumps(asdict(report), indent=2, default=str))
         return 0

@@ -95,27 +95,54 @@ def _params(sampling: dict[str, Any], where: str) -> SamplingParams:
     return msgspec.convert(sampling, SamplingParams, str_keys=True)
 
 
-def write_results(
-    target: BinaryIO, lines: Sequence[Line], results: Iterable[RequestOutput | VentouxError]
-) -> tuple[int, int]:
-    """Writes one JSON object per line; `results` are those of the lines that could be run, in order.
+class ResultWriter:
+    """Writes one JSON object per line, in the order of the lines, each as soon as all before it are written.
 
-    Returns:
-        Tokens generated, and lines that failed.
+    Attributes:
+        num_done: Lines with a result, written or held back; wrong lines have one from the start.
+        num_tokens: Tokens generated, in lines that are written.
+        num_failed: Lines written that hold an error.
     """
-    remaining = iter(results)
-    num_tokens = num_failed = 0
-    for line in lines:
-        result = line.error if line.item is None else next(remaining)
-        assert result is not None, "a line without an item has an error"
+
+    def __init__(self, target: BinaryIO, lines: Sequence[Line]):
+        self._target = target
+        self._lines = lines
+        self._runnable = [number for number, line in enumerate(lines) if line.item is not None]
+        self._held: dict[int, RequestOutput | VentouxError] = {
+            number: line.error for number, line in enumerate(lines) if line.error is not None
+        }
+        self._next = 0
+        self.num_done = len(self._held)
+        self.num_tokens = self.num_failed = 0
+
+    def put(self, position: int, result: RequestOutput | VentouxError) -> None:
+        """Takes the result of the line at `position` among those that could be run."""
+        self._held[self._runnable[position]] = result
+        self.num_done += 1
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes what follows the lines that are written, and sees to it that it survives whatever comes."""
+        while self._next in self._held:
+            self._write(self._next)
+            self._next += 1
+        self._target.flush()
+
+    def rescue(self) -> None:
+        """Writes all results that there are, when no others will come; their ids say whose they are."""
+        for number in sorted(self._held):
+            self._write(number)
+        self._target.flush()
+
+    def _write(self, number: int) -> None:
+        line, result = self._lines[number], self._held.pop(number)
         if isinstance(result, VentouxError):
-            num_failed += 1
+            self.num_failed += 1
             row = {"id": line.id, "error": _error(result)}
         else:
             row = {"id": line.id, **_answer_row(result)}
-            num_tokens += row["usage"]["completion_tokens"]
-        target.write(msgspec.json.encode(row) + b"\n")
-    return num_tokens, num_failed
+            self.num_tokens += row["usage"]["completion_tokens"]
+        self._target.write(msgspec.json.encode(row) + b"\n")
 
 
 def _error(error: VentouxError) -> dict[str, Any]:

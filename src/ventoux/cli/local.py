@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ventoux.cli.conversation import Cut
 from ventoux.engine.request import SamplingParams
 from ventoux.llm import LLM
 from ventoux.text.answer import AnswerEvent
@@ -19,5 +20,7 @@ class LocalModel:
 
     def stream(
         self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None, reasoning_effort: str
-    ) -> Iterator[AnswerEvent]:
-        return self._llm.stream(messages, self._params, tools=tools, reasoning_effort=reasoning_effort)
+    ) -> Iterator[AnswerEvent | Cut]:
+        reason = yield from self._llm.stream(messages, self._params, tools=tools, reasoning_effort=reasoning_effort)
+        if reason == "length":
+            yield Cut()

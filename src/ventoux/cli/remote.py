@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 
+from ventoux.cli.conversation import Cut
 from ventoux.errors import EngineError, InvalidRequestError
 from ventoux.text.stream_parser import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 
@@ -50,7 +51,7 @@ class RemoteModel:
 
     def stream(
         self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None, reasoning_effort: str
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event | Cut]:
         """One answer, event by event; leaving the iterator early hangs up, which ends it on the server too."""
         body: dict[str, Any] = {"model": self.name, "messages": messages, "stream": True, **self._fields}
         if tools:
@@ -84,7 +85,7 @@ class RemoteModel:
             raise EngineError(f"{self.url}/models lists no model; name one with --model.") from error
 
 
-def _events(chunk: dict[str, Any], num_calls: int) -> Iterator[Event]:
+def _events(chunk: dict[str, Any], num_calls: int) -> Iterator[Event | Cut]:
     """The events of one chunk, `num_calls` tool calls having begun before it. Raises EngineError for an error chunk."""
     if "error" in chunk:
         raise EngineError(_message(chunk, "the server gave no reason"))
@@ -103,6 +104,8 @@ def _events(chunk: dict[str, Any], num_calls: int) -> Iterator[Event]:
                 yield ToolCallStart(index, function["name"])
             if function.get("arguments"):
                 yield ToolCallArguments(index, function["arguments"])
+        if choice.get("finish_reason") == "length":
+            yield Cut()
 
 
 def _check(response: httpx2.Response) -> None:

@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 from ventoux.cli.compat import add_compatible_flags, images_per_prompt, notices
-from ventoux.cli.flags import add_flags, from_args
+from ventoux.cli.flags import add_flags, check_argument, config_model, from_args
 from ventoux.cli.progress import loading_bar
 from ventoux.config import EngineConfig, ServerConfig
 from ventoux.errors import ConfigError
@@ -44,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     from ventoux.worker import StartingWorker
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    check_argument(args, "model")
+    if args.model is None:
+        args.model = config_model(args.config)
     for line in notices(args):
         print(line, file=sys.stderr)
     choices = from_args(EngineConfig, args)
@@ -84,6 +88,13 @@ def check_server(config: ServerConfig) -> None:
         # Not `value < least`: NaN is no number to wait for.
         if not (value := getattr(config, name)) >= least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    if not 0 <= config.port <= 65535:
+        raise ConfigError(f"--port {config.port}: ports run from 1 to 65535 (0 takes any that is free).")
+    # An empty host, from a variable that was never set, would mean every address that this machine has.
+    if not re.fullmatch(r"[\w.:%-]{1,253}", config.host):
+        raise ConfigError(
+            f"--host {config.host!r} is no address or host name (examples: 127.0.0.1, ::1 without brackets, 0.0.0.0)."
+        )
     # An empty key is what a forgotten variable leaves, and anybody would have it; others could not be sent in a header.
     if not all(key and all("!" <= c <= "~" for c in key) for key in config.api_key):
         raise ConfigError("--api-key: a key must not be empty, and holds printable ASCII characters without blanks.")

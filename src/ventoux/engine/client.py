@@ -80,7 +80,9 @@ class Client:
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[EngineOutput] = asyncio.Queue()
         self.submit_to(request, lambda output: loop.call_soon_threadsafe(outputs.put_nowait, output))
-        unfinished = request.params.n
+        request_id, unfinished = request.request_id, request.params.n
+        # This frame lives as long as the answer, and the request's images take 28 MB each.
+        del request
         try:
             while unfinished:
                 output = await outputs.get()
@@ -88,7 +90,7 @@ class Client:
                 yield output
         finally:
             if unfinished:
-                self.abort(request.request_id)
+                self.abort(request_id)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         if request_id in self._sinks and self._dead is None:

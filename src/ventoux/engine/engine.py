@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
 
+import msgspec
 import torch
 
 from ventoux.cache.pages import PagePool
 from ventoux.config import EnginePlan
+from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
 from ventoux.engine.request import (
     EngineOutput,
     EngineStats,
@@ -25,14 +26,15 @@ from ventoux.engine.request import (
 from ventoux.engine.runner import Runner
 from ventoux.engine.sampler import sample, token_logprobs
 from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
-from ventoux.engine.sequence import Sequence, TokenMask, image_slots
+from ventoux.engine.sequence import Sequence, image_slots
 from ventoux.errors import ContextLengthError, InvalidRequestError, NumericalError, UserError
 from ventoux.model.mistral4 import Mistral4
 
 logger = logging.getLogger(__name__)
-MaskFactory = Callable[[str], TokenMask]
 # Rows of prompt log-probabilities worked on at once: 256 x 131072 fp32 logits are 128 MiB.
 LOGPROB_ROWS = 256
+# How long a step waits for a grammar if there is nothing else to do: aborts and new requests wait as long.
+GRAMMAR_WAIT_SECONDS = 0.01
 
 
 class Engine:
@@ -41,7 +43,7 @@ class Engine:
     def __init__(self, model: Mistral4, plan: EnginePlan, mask_factory: MaskFactory | None = None):
         self.plan = plan
         self.config = model.config
-        self.mask_factory = mask_factory
+        self.masks = None if mask_factory is None else MaskCompiler(mask_factory)
         self.runner = Runner(model, plan)
         self.pool = PagePool(plan.num_pages)
         self.scheduler = Scheduler(
@@ -61,7 +63,8 @@ class Engine:
         """Queues a request.
 
         Raises:
-            InvalidRequestError: a value is out of range, the images do not fit the prompt, or a grammar is unusable.
+            InvalidRequestError: a value is out of range, or the images do not fit the prompt. An unusable grammar shows
+                later, and ends the request with an error.
             ContextLengthError: the prompt leaves no room for an answer.
         """
         params = request.params
@@ -69,12 +72,16 @@ class Engine:
         if request.request_id in self.seeds:
             raise InvalidRequestError(f"request id {request.request_id!r} is already running.", param="request_id")
         self._check_prompt(request)
+        # Records of our own: their pixels are dropped once they are encoded, and the caller's stay as they are.
+        request = msgspec.structs.replace(request, images=[msgspec.structs.replace(i) for i in request.images])
         sequences = [self._sequence(request, index) for index in range(params.n)]
         self.seeds[request.request_id] = self._seeder.getrandbits(63) if params.seed is None else params.seed
         for sequence in sequences:
             self.sequences[sequence.key] = sequence
-        self.siblings[request.request_id] = sequences[1:]
-        self.scheduler.add(sequences[0])
+        if self.masks is not None and params.grammar is not None:
+            self.masks.submit(params.grammar, sequences)
+        else:
+            self._enqueue(sequences)
 
     def abort(self, request_id: str, index: int | None = None) -> list[EngineOutput]:
         """Ends a request, or one sequence of it, now. Pages are free when this returns."""
@@ -83,16 +90,19 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or (self.masks is not None and self.masks.has_work)
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
         """Computes one batch and returns what it brought; an empty list if there was nothing to do."""
-        outputs: list[EngineOutput] = []
+        outputs = self._collect_masks()
+        if not self.scheduler.has_work:
+            return outputs
         chunks = self._encode_images(self.scheduler.schedule(), outputs)
-        for chunk, hidden_TD in self._forward(chunks, outputs):
+        computed = self._forward(chunks, outputs)
+        for (chunk, hidden_TD), logits_V in zip(computed, self._last_logits(computed), strict=True):
             try:
-                output = self._advance(chunk, hidden_TD)
+                output = self._advance(chunk, hidden_TD, logits_V)
             except Exception as error:
                 output = self._fail(chunk.sequence, error)
             if output is not None:
@@ -104,6 +114,7 @@ class Engine:
         scheduler, stats = self.scheduler, self._stats
         stats.num_running = len(scheduler.running)
         stats.num_waiting = len(scheduler.waiting) + sum(map(len, self.siblings.values()))
+        stats.num_waiting += self.masks.num_waiting if self.masks is not None else 0
         stats.num_free_pages = self.pool.num_idle
         stats.num_preemptions = scheduler.num_preemptions
         stats.prefix_cache_queries = scheduler.prefix_queries
@@ -131,26 +142,61 @@ class Engine:
             slots = image_slots(request.prompt_token_ids, request.images, self.config.image_token_id, merged)
         except ValueError as error:
             raise InvalidRequestError(f"{error}.", param="prompt") from error
-        mask = None
-        if request.params.grammar is not None:
-            if self.mask_factory is None:
-                raise InvalidRequestError("this engine was built without grammars.", param="grammar")
-            mask = self.mask_factory(request.params.grammar)
-        return Sequence(request, index, list(request.prompt_token_ids), slots, mask)
+        if request.params.grammar is not None and self.masks is None:
+            raise InvalidRequestError("this engine was built without grammars.", param="grammar")
+        return Sequence(request, index, list(request.prompt_token_ids), slots)
+
+    def _enqueue(self, sequences: list[Sequence]) -> None:
+        """The answers to a request queue up: the first in the scheduler, the others behind it."""
+        first, *others = sequences
+        self.siblings[first.request.request_id] = others
+        self.scheduler.add(first)
+
+    def _collect_masks(self) -> list[EngineOutput]:
+        """Requests whose grammar is ready queue up; one whose grammar is unusable ends here."""
+        outputs: list[EngineOutput] = []
+        if self.masks is None or not self.masks.has_work:
+            return outputs
+        for job in self.masks.collect(0.0 if self.scheduler.has_work else GRAMMAR_WAIT_SECONDS):
+            if not (live := job.live):
+                continue
+            try:
+                self._set_masks(job)
+                self._enqueue(live)
+            except Exception as error:
+                outputs += [self._fail(sequence, error) for sequence in live]
+        return outputs
+
+    def _set_masks(self, job: MaskJob) -> None:
+        """Each answer follows a copy of its own. Raises what compilation raised."""
+        if isinstance(job.outcome, Exception):
+            raise job.outcome
+        assert job.outcome is not None, "a job that was collected has an outcome, or nobody left"
+        for sequence in job.live:
+            sequence.mask = job.outcome.clone()
 
     # ------------------------------------------------------------------------------------------------------ one step
 
     def _encode_images(self, chunks: list[Chunk], outputs: list[EngineOutput]) -> list[Chunk]:
         """Encodes the images that these chunks touch; a request whose image fails ends here."""
-        running = self.scheduler.running
-        in_use = {image.content_hash for s in running for image in s.request.images}
+        # Rows that cannot be computed again are kept for all who may want them, running or not.
+        in_use = {
+            image.content_hash
+            for s in self.sequences.values()
+            for image in s.request.images
+            if not image.pixels or s in self.scheduler.running
+        }
         good: list[Chunk] = []
         for chunk in chunks:
             slots = chunk.sequence.image_slots
             touched = sorted(set(slots.image[slots.between(chunk.start, chunk.stop)].tolist()))
+            images = [chunk.sequence.request.images[i] for i in touched]
             try:
-                self.runner.encode_images([chunk.sequence.request.images[i] for i in touched], in_use)
+                self.runner.encode_images(images, in_use)
                 good.append(chunk)
+                for image in images:
+                    # 28 MB each, and the rows stay as long as the request.
+                    image.pixels = b""
             except Exception as error:
                 outputs.append(self._fail(chunk.sequence, error))
         return good
@@ -169,7 +215,22 @@ class Engine:
             logger.warning("a batch of %d failed (%s); trying its requests one by one", len(chunks), error)
         return [pair for chunk in chunks for pair in self._forward([chunk], outputs)]
 
-    def _advance(self, chunk: Chunk, hidden_TD: torch.Tensor) -> EngineOutput | None:
+    def _last_logits(self, computed: list[tuple[Chunk, torch.Tensor]]) -> list[torch.Tensor | None]:
+        """Logits [V] where a token is due, in one product: the head is a tenth of the weights that a step reads.
+
+        If that fails, None for all: each is then tried alone, inside its own boundary.
+        """
+        rows = [hidden_TD[-1] for chunk, hidden_TD in computed if chunk.is_last]
+        try:
+            logits = iter(self.runner.logits(torch.stack(rows)) if rows else ())
+            return [next(logits) if chunk.is_last else None for chunk, _ in computed]
+        except Exception as error:
+            logger.warning("the head failed for a batch of %d (%s); trying one by one", len(rows), error)
+            return [None] * len(computed)
+
+    def _advance(
+        self, chunk: Chunk, hidden_TD: torch.Tensor, logits_V: torch.Tensor | None = None
+    ) -> EngineOutput | None:
         """Commits a computed chunk and, if it was the last, samples the next token."""
         sequence = chunk.sequence
         # Before its pages can be found by others: a NaN anywhere in a chunk may have reached the latents of all of it.
@@ -182,12 +243,13 @@ class Engine:
             return None
         for sibling in reversed(self.siblings.pop(sequence.request.request_id, [])):
             self.scheduler.add(sibling, first=True)
-        logits_KV = self.runner.logits(hidden_TD[-1:])
+        if logits_V is None:
+            logits_V = self.runner.logits(hidden_TD[-1:])[0]
         params = sequence.params
-        raw_KV = logits_KV.clone() if params.logprobs is not None else None
+        raw_KV = logits_V[None].clone() if params.logprobs is not None else None
         seed = self.seeds[sequence.request.request_id]
         end_ids = self._end_ids(sequence)
-        token_id = sample(logits_KV[0], sequence, seed, end_ids)
+        token_id = sample(logits_V, sequence, seed, end_ids)
         if sequence.mask is not None and not sequence.mask.accept(token_id):
             raise NumericalError("the sampled token is outside the grammar")
         self._stats.generation_tokens += 1
@@ -259,7 +321,8 @@ class Engine:
         """Ends one sequence with an error. What the caller can mend is told in full, the rest goes to the log."""
         self._stats.num_failed += 1
         if isinstance(error, UserError):
-            return self._finish(sequence, "error", error=str(error), error_code="invalid_request")
+            code = getattr(error, "code", None) or "invalid_request"
+            return self._finish(sequence, "error", error=str(error), error_code=code)
         logger.error("request %s failed", sequence.request.request_id, exc_info=error)
         code = "numerical_error" if isinstance(error, NumericalError) else "internal_error"
         return self._finish(

@@ -34,7 +34,7 @@ class Runner:
 
     def logits(self, hidden_KD: torch.Tensor) -> torch.Tensor:
         """Logits [K, V] of hidden states, in fp32."""
-        return self.model.logits(hidden_KD).float()
+        return self.model.logits(hidden_KD)
 
     def encode_images(self, images: list[ImageInput], in_use: set[bytes]) -> None:
         """Encodes what is not there yet, one image at a time (so that a result never depends on its neighbours).

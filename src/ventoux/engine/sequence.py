@@ -27,6 +27,10 @@ class TokenMask(Protocol):
         """True once nothing may follow."""
         ...
 
+    def clone(self) -> TokenMask:
+        """The same state, to go on by itself."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageSlots:

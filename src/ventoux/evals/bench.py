@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ventoux.config import BYTES_PER_VALUE, EnginePlan, ModelConfig
+from ventoux.config import EnginePlan
 from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput, Request, SamplingParams
 from ventoux.errors import ConfigError, EngineError
 from ventoux.evals import machine
+from ventoux.model.mistral4 import Mistral4
 from ventoux.model.tensors import tensor_table
+from ventoux.ops.formats import Weight
 
 # Prompt length of the decode runs.
 DECODE_PROMPT = 128
@@ -74,7 +76,7 @@ def latency(
         for run in range(repeats):
             rates.append(_decode_rate(engine, batch_size, new_tokens, seed=run))
             tick()
-        active = active_bytes(engine.config, engine.plan.dtype, batch_size)
+        active = active_bytes(engine.runner.model, batch_size)
         decode.append({"batch_size": batch_size, "tokens_per_second": spread(rates), "weight_bytes_per_step": active})
     return {"prefill": prefill, "decode": decode}
 
@@ -119,20 +121,22 @@ def throughput(
     }
 
 
-def active_bytes(config: ModelConfig, dtype: str, batch_size: int) -> int:
-    """Bytes of weights that one decode step has to read; the latent cache is not in it.
+def active_bytes(model: Mistral4, batch_size: int) -> int:
+    """Bytes of weights, in the formats they have in memory, that one decode step reads; the latent cache is not in it.
 
     Of E experts, `batch_size` tokens with k each are expected to meet E (1 - (1 - k/E)^batch_size) different ones,
     if routing is uniform and independent, as it is for random tokens and weights.
     """
-    text = config.text
+    text = model.config.text
     chosen = 1 - (1 - text.num_experts_per_tok / text.n_routed_experts) ** batch_size
     count = 0.0
-    for row in tensor_table(config):
+    for row in tensor_table(model.config):
         if row.part == "vision" or (row.part == "embedding" and not text.tie_word_embeddings):
             continue
-        count += row.num_parameters * (chosen if row.is_routed else 1)
-    return round(count * BYTES_PER_VALUE[dtype])
+        owner, _, name = row.path.rpartition(".")
+        weight: Weight = getattr(model.get_submodule(owner), name)
+        count += weight.nbytes * (chosen if row.is_routed else 1)
+    return round(count)
 
 
 def _check_fits(plan: EnginePlan, length: int, batch_size: int) -> None:

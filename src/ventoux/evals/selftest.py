@@ -18,7 +18,7 @@ import torch
 
 from ventoux.config import TextConfig
 from ventoux.model.decoder import Decoder, ForwardInputs
-from ventoux.ops.spec import AttentionLayout, Operators
+from ventoux.ops.spec import AttentionLayout, Operators, Positions
 
 # fp32 sums of a few dozen terms of order 1.
 TOLERANCE = 1e-4
@@ -53,12 +53,16 @@ class Outcome:
     detail: str
 
 
-def run_checks(ops: Operators, bundled: Path | None) -> list[Outcome]:
+def run_checks(providers: list[Operators], bundled: Path | None) -> list[Outcome]:
     """Runs all of them, whatever fails. `bundled` is the bundled model's folder; None leaves its check out."""
-    checks: list[tuple[str, Callable[[], str]]] = [
-        (f"operator {name}", lambda check=check: check(ops)) for name, check in OPERATOR_CHECKS.items()
-    ]
-    checks.append(("absorbed attention = expanded", lambda: check_absorbed(ops)))
+    checks: list[tuple[str, Callable[[], str]]] = []
+    for ops in providers:
+        mark = f"{ops.name}: "
+        checks += [
+            (f"{mark}operator {name}", lambda check=check, ops=ops: check(ops))
+            for name, check in OPERATOR_CHECKS.items()
+        ]
+        checks.append((f"{mark}absorbed attention = expanded", lambda ops=ops: check_absorbed(ops)))
     checks.append(("tokenizer", check_tokenizer))
     if bundled is not None:
         checks.append(("generation with the bundled model", lambda: check_generation(bundled)))
@@ -107,10 +111,10 @@ def _rms_norm(ops: Operators) -> str:
     return _compare(ops.rms_norm(x, weight, 1e-6), np.array(want))
 
 
-def _linear(ops: Operators) -> str:
+def _product(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
     x, weight = _random(5, 19), _random(11, 19)
     want = [[sum(a * b for a, b in zip(row, out, strict=True)) for out in weight.tolist()] for row in x.tolist()]
-    return _compare(ops.linear(x, weight), np.array(want))
+    return _compare(product(x, weight), np.array(want))
 
 
 def _rope(ops: Operators) -> str:
@@ -133,28 +137,44 @@ _LAYOUT = AttentionLayout(
 )
 
 
+def _turned(pairs: np.ndarray, angles: torch.Tensor) -> np.ndarray:
+    """Neighbours (2i, 2i + 1) of the last axis as complex numbers, turned by angle i."""
+    turned = (pairs[..., 0::2] + 1j * pairs[..., 1::2]) * np.exp(1j * angles.double().numpy())
+    return np.stack((turned.real, turned.imag), axis=-1).reshape(pairs.shape)
+
+
+def _positions(angles: torch.Tensor) -> Positions:
+    return Positions(angles.cos(), angles.sin(), torch.linspace(1, 1.5, len(angles)))
+
+
 def _write_latent(ops: Operators) -> str:
-    cache, latent, rope_key = _random(8, 4, 11), _random(4, 7), _random(4, 4)
+    cache, kv, norm, angles = _random(8, 4, 11), _random(4, 11), _random(7), _random(4, 2)
     want = cache.double().numpy().copy()
     for t, slot in enumerate(_LAYOUT.slots_T.tolist()):
-        want[slot // 4, slot % 4] = [*latent[t].tolist(), *rope_key[t].tolist()]
-    ops.write_latent(latent, rope_key, cache, _LAYOUT.slots_T)
+        row = kv[t].double().numpy()
+        latent = row[:7] / math.sqrt((row[:7] ** 2).mean() + 1e-6) * norm.double().numpy()
+        want[slot // 4, slot % 4] = [*latent, *_turned(row[7:], angles[t])]
+    ops.write_latent(kv, norm, 1e-6, _positions(angles), cache, _LAYOUT.slots_T)
     return _compare(cache, want)
 
 
 def _latent_attention(ops: Operators) -> str:
-    q_latent, q_rope, cache = _random(4, 3, 7), _random(4, 3, 4), _random(8, 4, 11)
-    query = torch.cat((q_latent, q_rope), dim=-1).double().numpy()
-    cached = cache.double().numpy()
-    want = np.empty((4, 3, 7))
+    """Three heads of 5 nope and 4 rope columns, values of 6, over latents of 7."""
+    q, kv_b, cache, angles = _random(4, 3, 9), _random(3 * 11, 7), _random(8, 4, 11), _random(4, 2)
+    positions = _positions(angles)
+    queries, cached, weights = q.double().numpy(), cache.double().numpy(), kv_b.double().numpy().reshape(3, 11, 7)
+    want = np.empty((4, 3, 6))
     t = 0
     for i, (length, context) in enumerate(zip(_LAYOUT.lengths, _LAYOUT.context_lengths, strict=True)):
         for seen in range(context - length + 1, context + 1):
-            keys = np.array([cached[_PAGES[i][j // 4], j % 4] for j in range(seen)])
+            rows = np.array([cached[_PAGES[i][j // 4], j % 4] for j in range(seen)])
             for h in range(3):
-                want[t, h] = _softmax(keys @ query[t, h] * 0.3) @ keys[:, :7]
+                rope = _turned(queries[t, h, 5:], angles[t])
+                keys = rows[:, :7] @ weights[h, :5].T
+                scores = (keys @ queries[t, h, :5] + rows[:, 7:] @ rope) * float(positions.query_scale_T[t]) * 0.3
+                want[t, h] = _softmax(scores) @ (rows[:, :7] @ weights[h, 5:].T)
             t += 1
-    return _compare(ops.latent_attention(q_latent, q_rope, cache, _LAYOUT, 0.3), want)
+    return _compare(ops.latent_attention(q, kv_b, positions, cache, _LAYOUT, 0.3), want)
 
 
 def _packed_attention(ops: Operators) -> str:
@@ -186,26 +206,38 @@ def _route(ops: Operators) -> str:
     return _compare(weights, np.array(want_weights))
 
 
-def _experts(ops: Operators) -> str:
+def _mlp(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> np.ndarray:
+    row, g, u, d = (t.double().numpy() for t in (x, gate, up, down))
+    return d @ (_silu(g @ row) * (u @ row))
+
+
+def _gated_mlp(ops: Operators) -> str:
+    x, gate, up, down = _random(6, 13), _random(9, 13) / 3, _random(9, 13) / 4, _random(13, 9) / 3
+    return _compare(ops.gated_mlp(x, gate, up, down), np.array([_mlp(row, gate, up, down) for row in x]))
+
+
+def _moe(ops: Operators) -> str:
     x, gate_up, down = _random(6, 13), _random(5, 14, 13) / 3, _random(5, 13, 7) / 3
+    shared = (_random(9, 13) / 3, _random(9, 13) / 4, _random(13, 9) / 3)
     weights, expert_ids = _random(6, 2).abs(), torch.tensor([[0, 1], [4, 1], [1, 0], [2, 4], [4, 2], [0, 4]])
-    want = np.zeros((6, 13))
+    want = np.array([_mlp(row, *shared) for row in x])
     for t, k in np.ndindex(6, 2):
         e = int(expert_ids[t, k])
-        gate, up = np.split(gate_up[e].double().numpy() @ x[t].double().numpy(), 2)
-        want[t] += float(weights[t, k]) * (down[e].double().numpy() @ (_silu(gate) * up))
-    return _compare(ops.experts(x, weights, expert_ids, gate_up, down), want)
+        want[t] += float(weights[t, k]) * _mlp(x[t], *gate_up[e].chunk(2), down[e])
+    return _compare(ops.moe(x, weights, expert_ids, gate_up, down, shared), want)
 
 
 OPERATOR_CHECKS: dict[str, Callable[[Operators], str]] = {
     "rms_norm": _rms_norm,
-    "linear": _linear,
+    "linear": lambda ops: _product(ops.linear),
+    "head": lambda ops: _product(ops.head),
     "rope": _rope,
     "write_latent": _write_latent,
     "latent_attention": _latent_attention,
     "packed_attention": _packed_attention,
     "route": _route,
-    "experts": _experts,
+    "gated_mlp": _gated_mlp,
+    "moe": _moe,
 }
 
 

@@ -10,25 +10,15 @@ heads. Two forms give the same result:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from ventoux.config import TextConfig
 from ventoux.model.layers import Linear, RMSNorm
-from ventoux.ops.spec import AttentionLayout, Operators
+from ventoux.ops.reference import turned_queries
+from ventoux.ops.spec import AttentionLayout, Operators, Positions
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class Positions:
-    """What attention needs to know about where each packed token stands; made once per forward."""
-
-    cos_TR2: Tensor
-    sin_TR2: Tensor
-    query_scale_T: Tensor
 
 
 class LatentAttention(nn.Module):
@@ -55,41 +45,26 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """With a cache the chunk's latents are written first, then read back together with the earlier ones."""
         cfg = self.config
-        H, N, R = cfg.num_attention_heads, cfg.qk_nope_head_dim, cfg.qk_rope_head_dim
         q_latent_TQ = self.q_a_layernorm(self.q_a_proj(x_TD))
-        q_THX = self.q_b_proj(q_latent_TQ).unflatten(-1, (H, N + R))
-        q_nope_THN, q_rope_THR = q_THX.split((N, R), dim=-1)
-        q_rope_THR = self.ops.rope(q_rope_THR, positions.cos_TR2, positions.sin_TR2)
-        # The scale multiplies the whole query after rope. In fp32: 1.0693 is not a bf16 number.
-        s4_T11 = positions.query_scale_T[:, None, None]
-        q_nope_THN = (q_nope_THN.float() * s4_T11).to(x_TD.dtype)
-        q_rope_THR = (q_rope_THR.float() * s4_T11).to(x_TD.dtype)
-
-        kv_latent_TC, k_rope_TR = self.kv_a_proj_with_mqa(x_TD).split((cfg.kv_lora_rank, R), dim=-1)
-        kv_latent_TC = self.kv_a_layernorm(kv_latent_TC)
-        k_rope_TR = self.ops.rope(k_rope_TR.unsqueeze(1), positions.cos_TR2, positions.sin_TR2).squeeze(1)
-
+        q_THX = self.q_b_proj(q_latent_TQ).unflatten(-1, (cfg.num_attention_heads, cfg.qk_head_dim))
+        kv_TX = self.kv_a_proj_with_mqa(x_TD)
         if cache_PSX is None or layout is None:
-            out_THO = self._expanded(q_nope_THN, q_rope_THR, kv_latent_TC, k_rope_TR, lengths)
+            out_THO = self._expanded(q_THX, kv_TX, positions, lengths)
         else:
-            self.ops.write_latent(kv_latent_TC, k_rope_TR, cache_PSX, layout.slots_T)
-            out_THO = self._absorbed(q_nope_THN, q_rope_THR, cache_PSX, layout)
+            norm = self.kv_a_layernorm
+            self.ops.write_latent(kv_TX, norm.weight, norm.eps, positions, cache_PSX, layout.slots_T)
+            out_THO = self.ops.latent_attention(
+                q_THX, self.kv_b_proj.weight, positions, cache_PSX, layout, cfg.softmax_scale
+            )
         return self.o_proj(out_THO.flatten(1))
 
-    def _expanded(
-        self, q_nope_THN: Tensor, q_rope_THR: Tensor, kv_latent_TC: Tensor, k_rope_TR: Tensor, lengths: tuple[int, ...]
-    ) -> Tensor:
+    def _expanded(self, q_THX: Tensor, kv_TX: Tensor, positions: Positions, lengths: tuple[int, ...]) -> Tensor:
         cfg = self.config
-        H, N, O = cfg.num_attention_heads, cfg.qk_nope_head_dim, cfg.v_head_dim
-        k_nope_THN, v_THO = self.kv_b_proj(kv_latent_TC).unflatten(-1, (H, N + O)).split((N, O), dim=-1)
-        q_THX = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
+        H, N, O, R = cfg.num_attention_heads, cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.qk_rope_head_dim
+        kv_latent_TC, k_rope_TR = kv_TX.split((cfg.kv_lora_rank, R), dim=-1)
+        k_rope_TR = self.ops.rope(k_rope_TR.unsqueeze(1), positions.cos_TR2, positions.sin_TR2).squeeze(1)
+        kv_THX = self.kv_b_proj(self.kv_a_layernorm(kv_latent_TC)).unflatten(-1, (H, N + O))
+        k_nope_THN, v_THO = kv_THX.split((N, O), dim=-1)
+        q_THX = torch.cat(turned_queries(q_THX, N, positions), dim=-1)
         k_THX = torch.cat((k_nope_THN, k_rope_TR.unsqueeze(1).expand(-1, H, -1)), dim=-1)
         return self.ops.packed_attention(q_THX, k_THX, v_THO, lengths, cfg.softmax_scale, True)
-
-    def _absorbed(self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_PSX: Tensor, layout: AttentionLayout) -> Tensor:
-        cfg = self.config
-        H, N, O = cfg.num_attention_heads, cfg.qk_nope_head_dim, cfg.v_head_dim
-        w_uk_HNC, w_uv_HOC = self.kv_b_proj.weight.unflatten(0, (H, N + O)).split((N, O), dim=1)
-        q_latent_THC = torch.einsum("thn,hnc->thc", q_nope_THN, w_uk_HNC)
-        out_THC = self.ops.latent_attention(q_latent_THC, q_rope_THR, cache_PSX, layout, cfg.softmax_scale)
-        return torch.einsum("thc,hoc->tho", out_THC, w_uv_HOC)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ventoux.config import TextConfig
-from ventoux.model.attention import LatentAttention, Positions
+from ventoux.model.attention import LatentAttention
 from ventoux.model.layers import GatedMLP, RMSNorm
 from ventoux.model.moe import MoE
 from ventoux.model.rope import query_scale, yarn_inv_freq
-from ventoux.ops.spec import AttentionLayout, Operators
+from ventoux.ops.spec import AttentionLayout, Operators, Positions
 
 Tensor = torch.Tensor
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from ventoux.ops.formats import Weight
 from ventoux.ops.spec import Operators
 
 
@@ -39,9 +39,14 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, ops: Operators):
         super().__init__()
+        self.ops = ops
         self.gate_proj = Linear(hidden_size, intermediate_size, ops)
         self.up_proj = Linear(hidden_size, intermediate_size, ops)
         self.down_proj = Linear(intermediate_size, hidden_size, ops)
 
+    @property
+    def weights(self) -> tuple[Weight, Weight, Weight]:
+        return self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.ops.gated_mlp(x, *self.weights)

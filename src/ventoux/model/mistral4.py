@@ -17,11 +17,12 @@ Tensor = torch.Tensor
 
 
 class Mistral4(nn.Module):
-    """`forward` gives hidden states after the final norm [T, D]; `logits` applies the head to chosen rows."""
+    """`forward` gives hidden states after the final norm [T, D]; `logits` applies the head to chosen rows, fp32."""
 
     def __init__(self, config: ModelConfig, ops: Operators):
         super().__init__()
         self.config = config
+        self.ops = ops
         self.language_model = Decoder(config.text, ops)
         self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, ops)
         if config.text.tie_word_embeddings:
@@ -34,7 +35,7 @@ class Mistral4(nn.Module):
         return self.language_model(inputs, cache)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        return self.lm_head(hidden_TD)
+        return self.ops.head(hidden_TD, self.lm_head.weight)
 
     def encode_images(self, images: list[Tensor]) -> list[Tensor]:
         """Normalised pixels [3, H, W] each -> rows [merged patches, D] each, in the order of their [IMG] tokens."""

@@ -29,24 +29,22 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """All routed experts of a layer in two tensors; in `gate_up_proj` the gate rows come before the up rows."""
 
-    def __init__(self, config: TextConfig, ops: Operators):
+    def __init__(self, config: TextConfig):
         super().__init__()
-        self.ops = ops
         E, D, F = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * F, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, F))
-
-    def forward(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor) -> Tensor:
-        return self.ops.experts(x_TD, weights_TK, expert_ids_TK, self.gate_up_proj, self.down_proj)
 
 
 class MoE(nn.Module):
     def __init__(self, config: TextConfig, ops: Operators):
         super().__init__()
+        self.ops = ops
         self.gate = Router(config, ops)
-        self.experts = Experts(config, ops)
+        self.experts = Experts(config)
         self.shared_experts = GatedMLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts, ops)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         weights_TK, expert_ids_TK = self.gate(x_TD)
-        return self.experts(x_TD, weights_TK, expert_ids_TK) + self.shared_experts(x_TD)
+        routed, shared = self.experts, self.shared_experts.weights
+        return self.ops.moe(x_TD, weights_TK, expert_ids_TK, routed.gate_up_proj, routed.down_proj, shared)

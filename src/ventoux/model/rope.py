@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
 from ventoux.config import RopeConfig
 
 
+@cache
 def yarn_inv_freq(rope: RopeConfig, dim: int) -> torch.Tensor:
     """Inverse frequencies f_i [dim / 2], fp32, interpolated by parts (Peng et al., YaRN, 2023, section 3.2).
 
     Lanes that turn more than `beta_fast` times within the original context keep base^(-2i/dim), lanes that turn less
     than `beta_slow` times are slowed by `factor`, a linear ramp lies between. With the published values (dim 64,
-    base 10000, 8192 positions) the ramp runs from lane 12 to lane 25.
+    base 10000, 8192 positions) the ramp runs from lane 12 to lane 25. Made once per config, on the CPU whatever the
+    default device is.
     """
-    lanes = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    lanes = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
     freq = 1.0 / (rope.rope_theta**lanes)
     if rope.factor <= 1.0:
         return freq
     low = max(math.floor(_lane_of(rope.beta_fast, rope, dim)), 0)
     high = min(math.ceil(_lane_of(rope.beta_slow, rope, dim)), dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)).clamp(0, 1)
     return freq / rope.factor * ramp + freq * (1 - ramp)
 
 

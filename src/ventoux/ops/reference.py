@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ventoux.ops.spec import AttentionLayout, Operators
+from ventoux.ops.formats import Weight, dense
+from ventoux.ops.spec import AttentionLayout, Operators, Positions
 
 Tensor = torch.Tensor
 # Queries per call of the fused kernel: bounds its causal mask (256 x 262144 positions in fp32 are 256 MiB).
@@ -17,8 +18,12 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(x_TD.dtype) * weight_D
 
 
-def linear(x_TD: Tensor, weight_FD: Tensor) -> Tensor:
-    return F.linear(x_TD, weight_FD)
+def linear(x_TD: Tensor, weight_FD: Weight) -> Tensor:
+    return F.linear(x_TD, dense(weight_FD, x_TD.dtype))
+
+
+def head(x_KD: Tensor, weight_VD: Weight) -> Tensor:
+    return linear(x_KD, weight_VD).float()
 
 
 def rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
@@ -27,11 +32,38 @@ def rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_THR.dtype)
 
 
-def write_latent(latent_TC: Tensor, rope_key_TR: Tensor, cache_PSX: Tensor, slots_T: Tensor) -> None:
-    cache_PSX.flatten(0, 1)[slots_T] = torch.cat((latent_TC, rope_key_TR), dim=-1).to(cache_PSX.dtype)
+def write_latent(
+    kv_TX: Tensor, norm_C: Tensor, eps: float, positions: Positions, cache_PSX: Tensor, slots_T: Tensor
+) -> None:
+    latent_TC, rope_key_TR = kv_TX.split((len(norm_C), kv_TX.shape[-1] - len(norm_C)), dim=-1)
+    rope_key_TR = rope(rope_key_TR.unsqueeze(1), positions.cos_TR2, positions.sin_TR2).squeeze(1)
+    row_TX = torch.cat((rms_norm(latent_TC, norm_C, eps), rope_key_TR), dim=-1)
+    cache_PSX.flatten(0, 1)[slots_T] = row_TX.to(cache_PSX.dtype)
+
+
+def turned_queries(q_THX: Tensor, nope: int, positions: Positions) -> tuple[Tensor, Tensor]:
+    """[nope | rope] -> both parts, the second one turned, both times the position's query scale."""
+    q_nope_THN, q_rope_THR = q_THX.split((nope, q_THX.shape[-1] - nope), dim=-1)
+    q_rope_THR = rope(q_rope_THR, positions.cos_TR2, positions.sin_TR2)
+    # The scale multiplies the whole query after rope. In fp32: 1.0693 is not a bf16 number.
+    s4_T11 = positions.query_scale_T[:, None, None]
+    return (q_nope_THN.float() * s4_T11).to(q_THX.dtype), (q_rope_THR.float() * s4_T11).to(q_THX.dtype)
 
 
 def latent_attention(
+    q_THX: Tensor, kv_b_GC: Tensor, positions: Positions, cache_PSX: Tensor, layout: AttentionLayout, scale: float
+) -> Tensor:
+    """q_nope W_UK meets the latents directly, and W_UV follows after the weighted sum: nothing cached is expanded."""
+    H, R = q_THX.shape[1], 2 * positions.cos_TR2.shape[1]
+    N = q_THX.shape[-1] - R
+    w_uk_HNC, w_uv_HOC = kv_b_GC.unflatten(0, (H, -1)).tensor_split((N,), dim=1)
+    q_nope_THN, q_rope_THR = turned_queries(q_THX, N, positions)
+    q_latent_THC = torch.einsum("thn,hnc->thc", q_nope_THN, w_uk_HNC)
+    out_THC = attend_latents(q_latent_THC, q_rope_THR, cache_PSX, layout, scale)
+    return torch.einsum("thc,hoc->tho", out_THC, w_uv_HOC)
+
+
+def attend_latents(
     q_latent_THC: Tensor, q_rope_THR: Tensor, cache_PSX: Tensor, layout: AttentionLayout, scale: float
 ) -> Tensor:
     """One sequence at a time: gather its pages, then attend with the cached rows as keys and as values.
@@ -86,27 +118,40 @@ def route(x_TD: Tensor, gate_ED: Tensor, top_k: int, scale: float) -> tuple[Tens
     return weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20) * scale, expert_ids_TK
 
 
-def experts(x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+def gated_mlp(x_TD: Tensor, gate_FD: Weight, up_FD: Weight, down_DF: Weight) -> Tensor:
+    return linear(F.silu(linear(x_TD, gate_FD)) * linear(x_TD, up_FD), down_DF)
+
+
+def moe(
+    x_TD: Tensor,
+    weights_TK: Tensor,
+    expert_ids_TK: Tensor,
+    gate_up_EGD: Weight,
+    down_EDF: Weight,
+    shared: tuple[Weight, Weight, Weight],
+) -> Tensor:
     """Visits the chosen experts in rising order, so that each row's sum has one order whatever else is in the batch."""
     out_TD = torch.zeros_like(x_TD, dtype=torch.float32)
     # Unbound once: the gradient of gate_up_EGD[e] would be a whole [E, G, D] of zeros per expert.
     gate_up, down = gate_up_EGD.unbind(), down_EDF.unbind()
     for e in expert_ids_TK.unique().tolist():
         rows, slot = (expert_ids_TK == e).nonzero(as_tuple=True)
-        gate_TF, up_TF = F.linear(x_TD[rows], gate_up[e]).chunk(2, dim=-1)
-        down_TD = F.linear(F.silu(gate_TF) * up_TF, down[e])
+        gate_TF, up_TF = linear(x_TD[rows], gate_up[e]).chunk(2, dim=-1)
+        down_TD = linear(F.silu(gate_TF) * up_TF, down[e])
         out_TD = out_TD.index_add(0, rows, down_TD.float() * weights_TK[rows, slot].unsqueeze(-1))
-    return out_TD.to(x_TD.dtype)
+    return out_TD.to(x_TD.dtype) + gated_mlp(x_TD, *shared)
 
 
 REFERENCE = Operators(
     name="reference",
     rms_norm=rms_norm,
     linear=linear,
+    head=head,
     rope=rope,
     write_latent=write_latent,
     latent_attention=latent_attention,
     packed_attention=packed_attention,
     route=route,
-    experts=experts,
+    gated_mlp=gated_mlp,
+    moe=moe,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from ventoux.errors import ConfigError
+from ventoux.ops.formats import Weight
 
 Tensor = torch.Tensor
 
@@ -34,6 +34,15 @@ class AttentionLayout:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """Where each packed token stands, as attention needs it; made once per forward. All fp32."""
+
+    cos_TR2: Tensor
+    sin_TR2: Tensor
+    query_scale_T: Tensor
+
+
+@dataclass(frozen=True)
 class Operators:
     """One provider's operators. Weights are [out, in]; sums and softmax run in fp32 whatever the input type."""
 
@@ -41,28 +50,27 @@ class Operators:
     # (x_TD, weight_D, eps) -> x / rms(x) * weight
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     # (x_TD, weight_FD) -> x @ weight.T
-    linear: Callable[[Tensor, Tensor], Tensor]
+    linear: Callable[[Tensor, Weight], Tensor]
+    # (x_KD, weight_VD) -> logits x @ weight.T, always fp32: bf16 keeps 8 bits, and logits are compared
+    head: Callable[[Tensor, Weight], Tensor]
     # (x_THR, cos_TR2, sin_TR2) -> x with the pairs (2i, 2i+1) rotated
     rope: Callable[[Tensor, Tensor, Tensor], Tensor]
-    # (latent_TC, rope_key_TR, cache_PSX, slots_T): writes [latent | rope_key] into slot page * S + offset
-    write_latent: Callable[[Tensor, Tensor, Tensor, Tensor], None]
-    # (q_latent_THC, q_rope_THR, cache_PSX, layout, scale) -> out_THC: absorbed causal attention over cached latents
-    latent_attention: Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], Tensor]
+    # (kv_TX, norm_C, eps, positions, cache_PSX, slots_T): the first C columns normed, the other R turned, both written
+    # into slot page * S + offset
+    write_latent: Callable[[Tensor, Tensor, float, Positions, Tensor, Tensor], None]
+    # (q_THX, kv_b_GC, positions, cache_PSX, layout, scale) -> out_THO: causal attention over cached latents, absorbed.
+    # q is [nope | rope] before rope and query scale; kv_b has N key rows, then O value rows, per head
+    latent_attention: Callable[[Tensor, Tensor, Positions, Tensor, AttentionLayout, float], Tensor]
     # (q_THN, k_THN, v_THO, lengths, scale, causal) -> out_THO: attention within each sequence of the packed tokens
     packed_attention: Callable[[Tensor, Tensor, Tensor, tuple[int, ...], float, bool], Tensor]
     # (x_TD, gate_ED, top_k, scale) -> (weights_TK fp32, expert_ids_TK)
     route: Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
-    # (x_TD, weights_TK, expert_ids_TK, gate_up_EGD, down_EDF) -> out_TD, G = 2F: gate rows, then up rows
-    experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    # (x_TD, gate_FD, up_FD, down_DF) -> down(silu(gate x) * up x)
+    gated_mlp: Callable[[Tensor, Weight, Weight, Weight], Tensor]
+    # (x_TD, weights_TK, expert_ids_TK, gate_up_EGD, down_EDF, shared) -> the weighted sum of the chosen experts, plus
+    # the shared one (gate, up, down). G = 2F: gate rows, then up rows
+    moe: Callable[[Tensor, Tensor, Tensor, Weight, Weight, tuple[Weight, Weight, Weight]], Tensor]
 
     def describe(self) -> str:
         """Which provider serves each operator, e.g. `rms_norm=reference, ...`."""
         return ", ".join(f"{f.name}={getattr(self, f.name).__module__.rsplit('.', 1)[-1]}" for f in fields(self)[1:])
-
-
-def choose(providers: list[Operators], name: str = "auto") -> Operators:
-    """The first provider that this machine can use, or the one that was asked for by name."""
-    for provider in providers:
-        if name in ("auto", provider.name):
-            return provider
-    raise ConfigError(f"no operator provider {name!r} here; there are: {', '.join(p.name for p in providers)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from ventoux.engine.client import EngineClient
 from ventoux.errors import InvalidRequestError
 from ventoux.server.body import read_json
 from ventoux.server.chat import chat_answer, chat_chunks
-from ventoux.server.chat_request import encode_messages, prepare_chat
+from ventoux.server.chat_request import encode_messages, known_effort, prepare_chat
 from ventoux.server.completions import completion_answer, completion_chunks, prepare_completion
 from ventoux.server.errors import to_api_error
 from ventoux.server.media import MediaFetcher
@@ -109,7 +110,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
 
         async def answer() -> Response:
             service.check_ready()
-            job = await prepare_chat(service, body)
+            job = await prepare_chat(service, body, request.scope["ventoux.place"])
             if body.stream:
                 return EventStream(chat_chunks(service, job), job.headers)
             return _json(await chat_answer(service, job), job.headers)
@@ -160,26 +161,38 @@ def _add_text(app: FastAPI, service: Service) -> None:
         service.model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("Either prompt or messages is needed.", param="prompt")
-        if body.messages is None:
-            ids = service.tokenizer.encode_text(body.prompt or "", bos=body.add_special_tokens)
-        else:
-            prompt = await encode_messages(
-                service,
-                body.messages,
-                tools=body.tools,
-                reasoning_effort=body.reasoning_effort,
-                continue_final_message=bool(body.continue_final_message),
-            )
-            ids = prompt.token_ids
+        headers = _ignored(body)
+        async with service.counting_slots:
+            ids = await _count(service, body, headers)
         texts = [service.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
         answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": texts}
-        return _json(answer, _ignored(body))
+        return _json(answer, headers)
 
     @app.post("/detokenize", summary="Token ids to text")
     async def detokenize(request: Request) -> Response:
         body = await read_json(request, DetokenizeRequest, max_bytes)
         service.model(body.model)
         return _json({"prompt": service.tokenizer.decode(body.tokens)}, _ignored(body))
+
+
+async def _count(service: Service, body: TokenizeRequest, headers: dict[str, str]) -> list[int]:
+    """The token ids of a /tokenize request."""
+    limit = service.counting_limit
+    if body.messages is None:
+        encode, text = service.tokenizer.encode_text, body.prompt or ""
+        return await asyncio.to_thread(encode, text, bos=body.add_special_tokens, limit=limit)
+    effort, warning = known_effort(body.reasoning_effort)
+    if warning:
+        headers["x-warning"] = warning
+    prompt = await encode_messages(
+        service,
+        body.messages,
+        tools=body.tools,
+        reasoning_effort=effort,
+        continue_final_message=bool(body.continue_final_message),
+        limit=limit,
+    )
+    return prompt.token_ids
 
 
 def _ignored(body: BaseModel) -> dict[str, str]:

@@ -19,7 +19,7 @@ async def chat_answer(service: Service, job: ChatJob) -> dict[str, Any]:
     """The complete answer."""
     created = int(time.time())
     events: list[list[AnswerEvent]] = [[] for _ in job.streams]
-    async with aclosing(generate(service, job.request, job.streams)) as outputs:
+    async with aclosing(generate(service, job.request, job.streams, job.place)) as outputs:
         async for index, new in outputs:
             events[index] += new
     return {
@@ -76,7 +76,7 @@ async def chat_chunks(service: Service, job: ChatJob) -> AsyncGenerator[dict[str
     writer = _ChunkWriter(job)
     for index in range(len(job.streams)):
         yield writer.chunk(index, {"role": "assistant", "content": ""})
-    async with aclosing(generate(service, job.request, job.streams)) as outputs:
+    async with aclosing(generate(service, job.request, job.streams, job.place)) as outputs:
         async for index, events in outputs:
             for chunk in writer.chunks(index, events):
                 yield chunk

@@ -12,11 +12,12 @@ from ventoux.server.generate import new_request_id
 from ventoux.server.images import MessageImages
 from ventoux.server.refusals import ignored_header
 from ventoux.server.schemas import ChatRequest, fit
-from ventoux.server.service import Service
+from ventoux.server.service import Place, Service
 from ventoux.text.answer import AnswerStream
+from ventoux.text.limit import PromptLimit
+from ventoux.text.messages import MAX_TOOLS
 from ventoux.text.tokenizer import Prompt
 
-MAX_TOOLS = 512
 # The model knows "none" and "high"; other levels that clients send count as the nearer one.
 _EFFORTS = {
     "none": "none",
@@ -46,6 +47,7 @@ class ChatJob:
     """A checked chat request: what the engine gets, and how its answer is to be written."""
 
     request: Request
+    place: Place
     model: str
     tool_choice: ToolChoice
     streams: list[AnswerStream]
@@ -55,8 +57,8 @@ class ChatJob:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
-    """Raises InvalidRequestError, ModelNotFoundError; nothing has reached the engine then."""
+async def prepare_chat(service: Service, body: ChatRequest, place: Place) -> ChatJob:
+    """Raises InvalidRequestError, ModelNotFoundError, ApiError 503; nothing has reached the engine then."""
     model = service.model(body.model)
     headers = {}
     if unknown := body.unknown_fields():
@@ -74,6 +76,7 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
         tools=body.tools,
         reasoning_effort=effort,
         continue_final_message=bool(body.continue_final_message),
+        place=place,
     )
     params = fit(params, len(prompt.token_ids), service.max_model_len, param="messages")
     options = body.stream_options
@@ -85,6 +88,7 @@ async def prepare_chat(service: Service, body: ChatRequest) -> ChatJob:
             images=prompt.images,
             cache_salt=body.cache_salt or "",
         ),
+        place=place,
         model=model,
         tool_choice=choice,
         streams=[
@@ -111,8 +115,14 @@ async def encode_messages(
     tools: list[dict[str, Any]] | None = None,
     reasoning_effort: str | None = None,
     continue_final_message: bool = False,
+    limit: PromptLimit | None = None,
+    place: Place | None = None,
 ) -> Prompt:
-    """Fetches and decodes images and renders the prompt; the heavy part runs in a thread."""
+    """Fetches and decodes images and renders the prompt; the heavy part runs in a thread.
+
+    Prompts that leave no room for an answer are refused, or those beyond `limit`. `place` holds the images' pixels
+    from then on; without one they are not kept.
+    """
     images = MessageImages(messages, service.config)
 
     def encode() -> Prompt:
@@ -121,13 +131,19 @@ async def encode_messages(
             tools=tools,
             reasoning_effort=reasoning_effort,
             continue_final_message=continue_final_message,
+            limit=limit or service.prompt_limit,
         )
 
     if not images:
         return await asyncio.to_thread(encode)
+    if place is not None:
+        service.hold_pixels(place, 0)
     await images.fetch(service.media)
     async with service.image_slots:
-        return await asyncio.to_thread(encode)
+        prompt = await asyncio.to_thread(encode)
+    if place is not None:
+        service.hold_pixels(place, sum(len(image.pixels) for image in prompt.images))
+    return prompt
 
 
 def reasoning_effort(body: ChatRequest) -> tuple[str, str | None]:
@@ -141,6 +157,11 @@ def reasoning_effort(body: ChatRequest) -> tuple[str, str | None]:
                 'prompt_mode: "reasoning" is reasoning_effort: "high", and the two disagree.', param="prompt_mode"
             )
         asked = asked or "high"
+    return known_effort(asked)
+
+
+def known_effort(asked: str | None) -> tuple[str, str | None]:
+    """The effort that the model knows, and a warning if it is another one. Raises InvalidRequestError."""
     if asked is None:
         return "none", None
     effort = _EFFORTS.get(asked)

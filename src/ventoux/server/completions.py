@@ -124,7 +124,7 @@ def _is_id(value: Any) -> bool:
 
 def _encode(service: Service, prompt: str | list[int], bos: bool) -> list[int]:
     if isinstance(prompt, str):
-        ids = service.tokenizer.encode_text(prompt, bos=bos)
+        ids = service.tokenizer.encode_text(prompt, bos=bos, limit=service.prompt_limit)
         if not ids:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
         return ids

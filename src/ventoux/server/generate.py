@@ -9,9 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
+import msgspec
+
 from ventoux.engine.request import Request
 from ventoux.server.errors import ApiError, from_engine
-from ventoux.server.service import Service, shutting_down
+from ventoux.server.service import Place, Service, shutting_down
 from ventoux.text.answer import AnswerEvent, AnswerStream
 
 logger = logging.getLogger(__name__)
@@ -23,24 +25,32 @@ def new_request_id(prefix: str) -> str:
 
 
 async def generate(
-    service: Service, request: Request, streams: Sequence[AnswerStream]
+    service: Service, request: Request, streams: Sequence[AnswerStream], place: Place | None = None
 ) -> AsyncGenerator[tuple[int, list[AnswerEvent]], None]:
     """Submits a request and yields (index of the sequence, its new events) until all of `streams` have finished.
 
     The last item of a sequence may have no events; its stream then has a `finish_reason`. Closing this generator
-    aborts the request.
+    aborts the request. The images go to the engine: `request` has none afterwards, and `place` no pixels once they
+    are encoded.
 
     Raises:
         ApiError: the engine gave up on a sequence, or the server is shutting down.
         EngineDeadError: the engine is gone.
     """
     timer = service.metrics.timer(len(request.prompt_token_ids))
-    reason = "abort"
+    reason, is_first = "abort", True
     service.running.add(request.request_id)
-    outputs = service.engine.submit(request)
+    sent = msgspec.structs.replace(request)
+    request.images = []
+    outputs = service.engine.submit(sent)
+    del sent
     try:
         async with aclosing(outputs):
             async for output in outputs:
+                # The prompt has been computed. Images that were found in the cache keep their pixels to the end.
+                if is_first and place is not None and not output.num_cached_tokens:
+                    service.release_pixels(place)
+                is_first = False
                 stream = streams[output.index]
                 if stream.finish_reason is not None:
                     continue

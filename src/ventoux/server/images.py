@@ -17,6 +17,8 @@ from ventoux.text.images import decode_data_url, decode_image
 # Largest images per request, by pixels: 4 of 50 MP, or 16 photos of 12.5 MP. Decoded they take 0.8 GB, and a file of
 # 0.2 MB can hold 50 MP.
 MAX_LARGEST_IMAGES = 4
+# `"detail": "low"`: the picture is scaled down to fit a square of so many pixels, as OpenAI has it.
+LOW_DETAIL_SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class _Slot:
     message: int
     part: int
     url: str
+    is_low: bool
 
     @property
     def param(self) -> str:
@@ -80,8 +83,12 @@ class MessageImages:
     def _decode(self, slot: _Slot) -> Image:
         limits = {"max_bytes": self._config.max_image_bytes, "max_pixels": self._config.max_image_pixels}
         if slot in self._fetched:
-            return decode_image(self._fetched[slot], param=slot.param, **limits)
-        return decode_data_url(slot.url, param=slot.param, **limits)
+            image = decode_image(self._fetched[slot], param=slot.param, **limits)
+        else:
+            image = decode_data_url(slot.url, param=slot.param, **limits)
+        if slot.is_low:
+            image.thumbnail((LOW_DETAIL_SIDE, LOW_DETAIL_SIDE))
+        return image
 
 
 def _find(messages: list[dict[str, Any]]) -> Iterator[_Slot]:
@@ -90,7 +97,8 @@ def _find(messages: list[dict[str, Any]]) -> Iterator[_Slot]:
         for j, part in enumerate(content if isinstance(content, list) else ()):
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "image_url":
-                yield _Slot(i, j, _url(part.get("image_url"), f"messages[{i}].content[{j}].image_url"))
+                value, param = part.get("image_url"), f"messages[{i}].content[{j}].image_url"
+                yield _Slot(i, j, _url(value, param), _is_low(value, param))
             elif kind == "image":
                 # The text room's own form of a decoded image; from outside it can only be something else.
                 raise InvalidRequestError(
@@ -106,6 +114,16 @@ def _url(value: Any, param: str) -> str:
     if not isinstance(url, str) or not url:
         raise InvalidImageError('An image part needs image_url: {"url": "https://... or data:image/..."}.', param=param)
     return url
+
+
+def _is_low(value: Any, param: str) -> bool:
+    """OpenAI's `detail`. Images are always seen in full, so "auto" and "high" ask for nothing."""
+    detail = value.get("detail") if isinstance(value, dict) else None
+    if detail not in (None, "auto", "high", "low"):
+        raise InvalidRequestError(
+            f"{param}.detail must be auto, high or low.", param=f"{param}.detail", code="unsupported_value"
+        )
+    return detail == "low"
 
 
 def _is_data(url: str) -> bool:

@@ -17,6 +17,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": (),
     "functions": (),
+    "max_output_tokens": (),
     "modalities": (["text"],),
     "prediction": (),
     "store": (False,),
@@ -27,39 +28,89 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     # Mistral
     "safe_prompt": (False,),
     "guardrails": ([],),
-    # vLLM and its kin
+    # vLLM, SGLang and their kin
     "add_special_tokens": (False,),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
+    # Reasoning is off unless asked for.
+    "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
+    "detokenize": (True,),
     "documents": ([],),
     "early_stopping": (False,),
+    "ebnf": ("",),
     "guided_choice": (),
     "guided_decoding_backend": (),
     "guided_grammar": (),
     "guided_json": (),
+    "guided_json_object": (False,),
     "guided_regex": (),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": (),
-    "length_penalty": (1.0,),
+    "length_penalty": (1,),
     "logits_processors": ([],),
+    "lora_path": (),
+    "max_new_tokens": (),
     "media_io_kwargs": ({},),
+    "min_new_tokens": (0,),
     "mm_processor_kwargs": ({},),
+    "no_stop_trim": (False,),
     "priority": (0,),
     "prompt_embeds": (),
     "prompt_logprobs": (),
+    "regex": ("",),
+    "repetition_detection": (),
+    "return_hidden_states": (False,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
+    "separate_reasoning": (True,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),
+    "stop_regex": ("", []),
+    "stream_reasoning": (True,),
+    "structural_tag": (),
     "structured_outputs": (),
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
-    # llama.cpp
+    # Other names of reasoning_effort
+    "enable_thinking": (False,),
+    "reasoning": ({},),
+    "reasoning_budget": (-1, 0),
+    "thinking": ({"type": "disabled"}, False),
+    "thinking_budget": (0,),
+    # llama.cpp, Ollama and their frontends, which send every sampler they know, turned off or at its default
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
     "grammar": ("",),
     "json_schema": (),
+    "mirostat": (0,),
+    "mirostat_eta": (0.1,),
+    "mirostat_mode": (0,),
+    "mirostat_tau": (5,),
+    "n_predict": (-1,),
+    "n_probs": (0,),
+    "num_predict": (-1,),
+    "repeat_last_n": (0, 64),
+    "repeat_penalty": (1,),
+    "smoothing_factor": (0,),
+    "tfs": (1,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "top_n_sigma": (-1, 0),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
+}
+
+# Fields that do here what the refused one asks for.
+_INSTEAD: dict[str, str] = {
+    **dict.fromkeys(("max_new_tokens", "max_output_tokens", "n_predict", "num_predict"), "max_tokens"),
+    **dict.fromkeys(("reasoning", "thinking", "enable_thinking", "chat_template_kwargs"), "reasoning_effort"),
+    **dict.fromkeys(("guided_json", "guided_json_object", "json_schema", "structured_outputs"), "response_format"),
+    **dict.fromkeys(("functions", "function_call"), "tools and tool_choice"),
+    "min_new_tokens": "min_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "n_probs": "logprobs",
 }
 
 # These ask for nothing that could change an answer.
@@ -81,7 +132,7 @@ _KNOWN_INSIDE: dict[str, frozenset[str]] = {
     for path, names in {
         "messages": "role content tool_calls tool_call_id reasoning reasoning_content prefix",
         "messages.content": "type text image_url thinking closed",
-        "messages.content.image_url": "url",
+        "messages.content.image_url": "url detail",
         "messages.tool_calls": "id type function index",
         "messages.tool_calls.function": "name arguments",
         "tools": "type function",
@@ -102,10 +153,12 @@ def refuse_unsupported(extra: Mapping[str, Any]) -> list[str]:
     unknown = []
     for name, value in extra.items():
         if name in _REFUSED:
-            # `1 == True`, so types are compared too.
-            if value is not None and not any(value == v and type(value) is type(v) for v in _REFUSED[name]):
+            # `1 == True`, so it is compared too whether they are booleans; 1 and 1.0 are the same number.
+            neutral = any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in _REFUSED[name])
+            if value is not None and not neutral:
+                advice = f"use {_INSTEAD[name]}" if name in _INSTEAD else "leave it out"
                 raise InvalidRequestError(
-                    f"{name} is not supported here; leave it out.", param=name, code="unsupported_parameter"
+                    f"{name} is not supported here; {advice}.", param=name, code="unsupported_parameter"
                 )
         elif name not in _HARMLESS:
             unknown.append(name)

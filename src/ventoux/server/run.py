@@ -21,6 +21,7 @@ import uvicorn
 
 from ventoux.config import ServerConfig
 from ventoux.errors import ConfigError
+from ventoux.server.protocol import Protocol
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -173,6 +174,7 @@ class _Lifetime:
         server = _Server(
             uvicorn.Config(
                 gate,
+                http=Protocol,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

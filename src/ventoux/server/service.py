@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ventoux.config import ServerConfig
 from ventoux.engine.client import EngineClient
@@ -14,9 +15,23 @@ from ventoux.server.errors import ApiError
 from ventoux.server.media import MediaFetcher
 from ventoux.server.metrics import Metrics
 from ventoux.text.grammar import GrammarCompiler
+from ventoux.text.limit import PromptLimit
 from ventoux.text.tokenizer import Tokenizer
 
 MAX_DECODING_REQUESTS = 4
+# Preprocessed pixels that wait for the engine, over all requests; an image of full size takes 28 MB.
+MAX_PIXEL_BYTES = 2 * 2**30
+# /tokenize counts texts that are too long, so that clients can shorten them; up to so many times the length.
+COUNTED_LENGTHS = 4
+# Such counts at a time: they take seconds, and the threads that they run in are those of prompts.
+MAX_COUNTING_REQUESTS = 2
+
+
+@dataclass(eq=False)
+class Place:
+    """What one admitted request holds; given back at the end of its answer, whatever becomes of it."""
+
+    pixel_bytes: int = 0
 
 
 class Service:
@@ -42,24 +57,45 @@ class Service:
         self.grammars = GrammarCompiler(tokenizer)
         # A decoded image takes up to 200 MB: only so many requests may hold theirs at a time.
         self.image_slots = asyncio.Semaphore(MAX_DECODING_REQUESTS)
+        self.counting_slots = asyncio.Semaphore(MAX_COUNTING_REQUESTS)
+        self.prompt_limit = PromptLimit.for_answer(max_model_len)
+        self.counting_limit = PromptLimit(max_model_len, COUNTED_LENGTHS * max_model_len)
         self.created = int(time.time())
         self.draining = False
         self.num_in_flight = 0
+        self.pixel_bytes = 0
         # Ids of requests that the engine is working on.
         self.running: set[str] = set()
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self) -> Iterator[Place]:
         """Counts one request as in flight. Raises ApiError 503 if the server is full or shutting down."""
         if self.draining:
             raise shutting_down()
         if self.num_in_flight >= self.config.max_queued_requests:
             raise ApiError(503, "Too many requests are in flight; try again later.", code="overloaded")
         self.num_in_flight += 1
+        place = Place()
         try:
-            yield
+            yield place
         finally:
+            self.release_pixels(place)
             self.num_in_flight -= 1
+
+    def hold_pixels(self, place: Place, num_bytes: int) -> None:
+        """Counts pixels as waiting for the engine. Raises ApiError 503 if too many others wait already.
+
+        A request alone is always taken, and may ask with 0 bytes before it does the work.
+        """
+        if self.pixel_bytes and self.pixel_bytes + num_bytes >= MAX_PIXEL_BYTES:
+            raise ApiError(503, "Too many images are waiting; try again later.", code="overloaded")
+        place.pixel_bytes += num_bytes
+        self.pixel_bytes += num_bytes
+
+    def release_pixels(self, place: Place) -> None:
+        """The engine has encoded them, or never will."""
+        self.pixel_bytes -= place.pixel_bytes
+        place.pixel_bytes = 0
 
     def model(self, name: str | None) -> str:
         """The served name that a request means. Raises ModelNotFoundError."""

@@ -139,5 +139,5 @@ class AdmissionLayer:
         if scope["type"] != "http" or scope["method"] != "POST" or route_path(scope) not in GENERATING_PATHS:
             await self._app(scope, receive, send)
             return
-        with self._service.admitted():
-            await self._app(scope, receive, send)
+        with self._service.admitted() as place:
+            await self._app({**scope, "ventoux.place": place}, receive, send)

@@ -59,6 +59,10 @@ class GrammarMatcher:
         """Nothing but the end token may follow."""
         return self._matcher.is_stopped()
 
+    def clone(self) -> GrammarMatcher:
+        """A matcher at the same place that goes on by itself; takes microseconds, compiling takes up to a second."""
+        return GrammarMatcher(self._matcher.deep_copy())
+
 
 class GrammarCompiler:
     """Writes grammars for one tokenizer and compiles them. Building it reads the vocabulary once."""

@@ -35,8 +35,8 @@ MAX_NESTING = 64
 # mistral-common quotes user text in some messages; an error must not carry a megabyte of it.
 MAX_ERROR_LENGTH = 400
 
-# Checking a tool's schema takes 0.4 ms, and nobody has a thousand tools.
-MAX_TOOLS = 1000
+# Checking a tool's schema takes 0.4 ms, and nobody has so many tools.
+MAX_TOOLS = 512
 
 # role: the content parts that it may hold
 _PARTS: dict[str, tuple[str, ...]] = {

@@ -7,6 +7,7 @@ as plain records, bytes of single tokens. No torch.
 from __future__ import annotations
 
 import bisect
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -24,7 +25,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import is_tekken, is_tekkenizer
 
 from ventoux.engine.request import ImageInput
-from ventoux.errors import CheckpointError, InvalidRequestError
+from ventoux.errors import CheckpointError, ContextLengthError, InvalidRequestError
+from ventoux.text.limit import LimitedTekkenizer, PromptLimit
 from ventoux.text.messages import (
     blame,
     check_text,
@@ -79,6 +81,7 @@ class Tokenizer:
         assert is_tekkenizer(tekken)
         self._tekken = tekken
         self._num_special_tokens = self._tekken.num_special_tokens
+        self._longest_token = max(map(len, self._tekken._tekken_token2id_nospecial))
         self._validator = get_validator(self._tekken.version, ValidationMode.test)
         # Without the rule about the last message, so that any beginning of a conversation can be judged.
         self._prefix_validator = get_validator(self._tekken.version, ValidationMode.agnostic)
@@ -166,16 +169,23 @@ class Tokenizer:
             return self._tekken.id_to_piece(token_id)
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
-    def encode_text(self, text: str, bos: bool = False, *, param: str = "prompt") -> list[int]:
+    def encode_text(
+        self, text: str, bos: bool = False, *, param: str = "prompt", limit: PromptLimit | None = None
+    ) -> list[int]:
         """Plain text to ids: text that spells a control token stays text.
 
         Raises:
+            ContextLengthError: more tokens than `limit` allows; long texts are not read to their end then.
             InvalidRequestError: about `param`: NUL, lone surrogates, or text that the splitter gives up on (runs of
                 about a million blanks).
         """
         check_text(text, param)
+        tekken = self._tekken if limit is None else self._limited(limit, param)
         with refusing(param):
-            return self._tekken.encode(text, bos=bos, eos=False)
+            ids = tekken.encode(text, bos=bos, eos=False)
+        if limit is not None:
+            limit.check(len(ids), param)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text. Control tokens give nothing; bytes that form no character give U+FFFD.
@@ -195,6 +205,7 @@ class Tokenizer:
         tools: Sequence[dict[str, Any]] | None = None,
         reasoning_effort: str | None = None,
         continue_final_message: bool = False,
+        limit: PromptLimit | None = None,
     ) -> Prompt:
         """Renders a conversation as a prompt.
 
@@ -204,8 +215,10 @@ class Tokenizer:
             tools: OpenAI-shaped tool definitions.
             reasoning_effort: "none" or "high"; None means "none".
             continue_final_message: Leave the last message, an assistant's, open; `prefix: true` in it does the same.
+            limit: Of the whole prompt; what is longer is not tokenized to its end.
 
         Raises:
+            ContextLengthError: more tokens than `limit` allows.
             InvalidRequestError: with `param` naming the field, such as `messages[3].tool_call_id`.
         """
         if reasoning_effort not in (None, *REASONING_EFFORTS):
@@ -221,14 +234,33 @@ class Tokenizer:
         )
         if not self.takes_images and _has_images(messages):
             raise refusal("messages", "this model takes no images.", "unsupported_value")
+        mistral = self.mistral if limit is None else self._limited_mistral(limit)
         try:
             with refusing("messages"):
-                encoded = self.mistral.encode_chat_completion(request)
+                encoded = mistral.encode_chat_completion(request)
+        except ContextLengthError:
+            raise
         except InvalidRequestError as e:
             self._check_tools(request.tools or [])
             raise e
+        if limit is not None:
+            limit.check(len(encoded.tokens), "messages")
         images = [_image_input(image) for image in encoded.images]
         return Prompt(encoded.tokens, images, in_reasoning=self._ends_in_reasoning(encoded.tokens))
+
+    def _limited(self, limit: PromptLimit, param: str) -> LimitedTekkenizer:
+        return LimitedTekkenizer(self._tekken, limit, self._longest_token, param)
+
+    def _limited_mistral(self, limit: PromptLimit) -> MistralTokenizer:
+        """mistral-common's tokenizer with every text counted that it puts into a prompt."""
+        instruct = copy.copy(self.mistral.instruct_tokenizer)
+        instruct.tokenizer = self._limited(limit, "messages")
+        # Copying the outer object would load the file again.
+        return MistralTokenizer(
+            instruct,
+            self.mistral._chat_completion_request_validator,
+            self.mistral._instruct_request_normalizer,
+        )
 
     def _check_conversation(self, messages: list[ChatMessage]) -> None:
         """Has mistral-common judge the conversation; a refusal names the first message that makes it wrong."""

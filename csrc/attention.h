@@ -1,0 +1,374 @@
+// Latent attention over the paged cache, absorbed (see model/attention.py): all heads of a token share the cached rows, so
+// its H queries are H rows of one product with them.
+//
+// Keys are visited in segments of 256 and blocks of 64, counted from the start of the sequence. A segment's softmax starts
+// afresh and segments are merged in rising order, so the bits of a result depend on the sequence alone: not on the chunk,
+// not on the other tokens in it, not on which thread had which segment.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+#include "linear.h"
+
+namespace ventoux {
+namespace VENTOUX_ISA {
+
+constexpr int64_t kSegment = 256;
+constexpr int64_t kKeys = 64;
+constexpr int64_t kQueryRows = 64;  // query rows (tokens x heads) of one task
+
+// The pair (2i, 2i + 1) turned by angle i.
+inline void turn(float even, float odd, float cos, float sin, float* to_even, float* to_odd) {
+  *to_even = even * cos - odd * sin;
+  *to_odd = even * sin + odd * cos;
+}
+
+inline void write_latent(Pool& pool, Rows rows, Rows norm, float eps, Rope rope, Rows cache, const int64_t* slots) {
+  const int64_t C = norm.cols, X = rows.cols, width = padded(C);
+  float* scratch = static_cast<float*>(pool.scratch(kLocal, size_t((rows.count + 1) * width) * 4));
+  float* weight = scratch + rows.count * width;
+  split_row(norm.data, norm.bf16, C, weight);
+  constexpr int64_t kRowsPerTask = 32;
+  pool.run(int((rows.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
+    for (int64_t t = task * kRowsPerTask; t < std::min(rows.count, (task + 1) * kRowsPerTask); ++t) {
+      float* split = scratch + t * width;
+      split_row(rows.row(t), rows.bf16, C, split);
+      scale_row(split, 1.0f / std::sqrt(sum_of_squares(split, C) / float(C) + eps), weight, C);
+      join_row(split, C, cache, slots[t]);
+      for (int64_t i = 0; i < (X - C) / 2; ++i) {
+        float even, odd;
+        turn(get(rows, t, C + 2 * i), get(rows, t, C + 2 * i + 1), rope.cos[t * rope.width / 2 + i],
+             rope.sin[t * rope.width / 2 + i], &even, &odd);
+        put(cache, slots[t], C + 2 * i, even);
+        put(cache, slots[t], C + 2 * i + 1, odd);
+      }
+    }
+  });
+}
+
+// out[m][c] += sum_s p[m][s] v[s][c] for M rows and `blocks` split blocks of the cached rows, keys in rising order.
+template <int M, int B, class Reader>
+inline __attribute__((always_inline)) void weigh_block(const float* p, int64_t p_ld, const Reader* keys, int64_t num_keys,
+                                                       int64_t first_block, int64_t cols, float* out, int64_t ld) {
+  V even[M][B], odd[M][B];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) {
+      even[m][b] = load(out + m * ld + (first_block + b) * kBlock);
+      odd[m][b] = load(out + m * ld + (first_block + b) * kBlock + kLanes);
+    }
+  for (int64_t s = 0; s < num_keys; ++s) {
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) {
+      const int64_t at = first_block + b, left = cols - at * kBlock;
+      const Pair v = left >= kBlock ? keys[s].block(at) : keys[s].tail(at, left);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const V weight = splat(p[m * p_ld + s]);
+        even[m][b] = fma(weight, v.even, even[m][b]);
+        odd[m][b] = fma(weight, v.odd, odd[m][b]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) {
+      store(out + m * ld + (first_block + b) * kBlock, even[m][b]);
+      store(out + m * ld + (first_block + b) * kBlock + kLanes, odd[m][b]);
+    }
+}
+
+template <class Reader>
+inline void weigh(int num_rows, const float* p, int64_t p_ld, const Reader* keys, int64_t num_keys, int64_t blocks,
+                  int64_t cols, float* out, int64_t ld) {
+  constexpr int kRows = kMaxM == 6 ? 6 : 2;
+  for (int m = 0; m < num_rows; m += kRows) {
+    const int here = std::min(kRows, num_rows - m);
+    for (int64_t b = 0; b < blocks; b += 2) {
+      auto go = [&]<int M>() {
+        const float* from = p + m * p_ld;
+        float* to = out + m * ld;
+        if (b + 1 < blocks) {
+          weigh_block<M, 2>(from, p_ld, keys, num_keys, b, cols, to, ld);
+        } else {
+          weigh_block<M, 1>(from, p_ld, keys, num_keys, b, cols, to, ld);
+        }
+      };
+      switch (here) {
+        case 1: go.template operator()<1>(); break;
+        case 2: go.template operator()<2>(); break;
+        case 3: go.template operator()<3>(); break;
+        case 4: go.template operator()<4>(); break;
+        case 5: go.template operator()<5>(); break;
+        case 6: go.template operator()<6>(); break;
+      }
+    }
+  }
+}
+
+// The state of a softmax that has seen some keys: largest score, sum of weights, weighted sum of latents (split).
+struct Softmax {
+  float* largest;  // [rows]
+  float* total;    // [rows]
+  float* sums;     // [rows, width of a split latent]
+};
+
+// What one attention call knows; tasks take it by reference.
+template <class Reader>
+struct Attend {
+  const Rows& cache;
+  const Layout& layout;
+  const Attention& how;
+  const float* queries;  // [T * H, query_width], split: the absorbed latent query, then the turned rope query
+  int64_t query_width, latent_width;
+
+  const char* key(int64_t sequence, int64_t j) const {
+    const int64_t page = layout.pages[sequence * layout.max_pages + j / layout.page_size];
+    return cache.row(page * layout.page_size + j % layout.page_size);
+  }
+
+  // Rows [row, row + num_rows) of the queries against keys [first, end) of their sequence. A row's token may see keys up
+  // to `sees[its number]`; others get weight zero.
+  void segment(int64_t sequence, int64_t row, int num_rows, const int64_t* sees, int64_t first, int64_t end,
+               const Softmax& state) const {
+    const int64_t width = latent_width, C = how.latent;
+    for (int r = 0; r < num_rows; ++r) {
+      state.largest[r] = -INFINITY;
+      state.total[r] = 0.0f;
+    }
+    std::memset(state.sums, 0, size_t(num_rows * width) * 4);
+    Reader keys[kKeys];
+    float scores[kQueryRows * kKeys];
+    for (int64_t at = first; at < end; at += kKeys) {
+      const int64_t count = std::min(kKeys, end - at);
+      for (int64_t s = 0; s < count; ++s) keys[s] = Reader(key(sequence, at + s));
+      for (int r = 0; r < num_rows; r += kMaxM) {
+        const int here = std::min(kMaxM, num_rows - r);
+        const float* q[kMaxM];
+        for (int m = 0; m < here; ++m) q[m] = queries + (row + r + m) * query_width;
+        dots<Reader>([&](int64_t s) { return keys[s]; }, 0, count, here, q, cache.cols, 0, scores + r * kKeys,
+                     kKeys);
+      }
+      for (int r = 0; r < num_rows; ++r) soften(r, scores + r * kKeys, std::min(count, sees[r] - at), count, state);
+      weigh(num_rows, scores, kKeys, keys, count, width / kBlock, std::min(cache.cols, padded(C)), state.sums, width);
+    }
+  }
+
+  // Scores of one row -> weights relative to the largest score so far; what was summed before shrinks accordingly.
+  void soften(int r, float* scores, int64_t visible, int64_t count, const Softmax& state) const {
+    if (visible <= 0) {
+      for (int64_t s = 0; s < count; ++s) scores[s] = 0.0f;
+      return;
+    }
+    for (int64_t s = 0; s < visible; ++s) scores[s] *= how.scale;
+    for (int64_t s = visible; s < kKeys; ++s) scores[s] = -INFINITY;
+    V top = load(scores);
+    for (int64_t s = kLanes; s < kKeys; s += kLanes) top = max(top, load(scores + s));
+    float lanes[kLanes], largest = state.largest[r];
+    store(lanes, top);
+    bool broken = false;  // a NaN must come through: comparisons alone would drop it
+    for (float lane : lanes) {
+      largest = lane > largest ? lane : largest;
+      broken |= lane != lane;
+    }
+    if (broken) largest = NAN;
+    const V base = splat(largest);
+    V sum = zero();
+    for (int64_t s = 0; s < kKeys; s += kLanes) {
+      const V p = exp(load(scores + s) - base);
+      store(scores + s, p);
+      sum = sum + p;
+    }
+    float sums[4], factor[kLanes];
+    sum4(sum, sum, sum, sum, sums);
+    store(factor, exp(splat(state.largest[r] - largest)));
+    state.total[r] = state.total[r] * factor[0] + sums[0];
+    state.largest[r] = largest;
+    if (factor[0] != 1.0f)
+      for (int64_t i = 0; i < latent_width; i += kLanes) {
+        float* p = state.sums + r * latent_width + i;
+        store(p, load(p) * splat(factor[0]));
+      }
+  }
+
+  // Adds what a later segment found to what earlier ones did.
+  void merge(int num_rows, const Softmax& into, const Softmax& from) const {
+    for (int r = 0; r < num_rows; ++r) {
+      if (from.total[r] == 0.0f) continue;  // saw nothing
+      const float a = into.largest[r], b = from.largest[r], largest = a > b || a != a ? a : b;
+      float before[kLanes], after[kLanes];
+      store(before, exp(splat(a - largest)));
+      store(after, exp(splat(b - largest)));
+      into.total[r] = into.total[r] * before[0] + from.total[r] * after[0];
+      into.largest[r] = largest;
+      for (int64_t i = 0; i < latent_width; i += kLanes) {
+        float* p = into.sums + r * latent_width + i;
+        store(p, fma(load(p), splat(before[0]), load(from.sums + r * latent_width + i) * splat(after[0])));
+      }
+    }
+  }
+};
+
+// Absorbed queries of all tokens and heads: [q_nope W_UK | rope(q_rope)] times the position's scale, split.
+template <class Reader>
+inline void make_queries(Pool& pool, const Rows& q, const Weight& kv_b, const Attention& how, float* queries,
+                         int64_t width) {
+  const int64_t H = how.heads, N = how.nope, C = how.latent, O = how.value, R = how.rope.width;
+  constexpr int64_t kTokens = 24;
+  const int64_t token_blocks = (q.count + kTokens - 1) / kTokens;
+  pool.run(int(token_blocks * H), [&](int task) {
+    static thread_local std::vector<float> nope;
+    static thread_local std::vector<Reader> rows;
+    nope.resize(size_t(kTokens * N));
+    rows.resize(size_t(N));
+    const int64_t h = task % H, first = task / H * kTokens, count = std::min(kTokens, q.count - first);
+    for (int64_t n = 0; n < N; ++n) rows[size_t(n)] = Reader(kv_b, h * (N + O) + n);
+    float* out = queries + (first * H + h) * width;
+    for (int64_t m = 0; m < count; ++m) {
+      const float s4 = how.query_scales[first + m];
+      std::memset(out + m * H * width, 0, size_t(width) * 4);
+      for (int64_t n = 0; n < N; ++n) nope[size_t(m * N + n)] = get(q, first + m, h * (N + R) + n) * s4;
+    }
+    weigh(int(count), nope.data(), N, rows.data(), N, padded(C) / kBlock, C, out, H * width);
+    for (int64_t m = 0; m < count; ++m) {
+      const int64_t t = first + m, base = h * (N + R) + N;
+      for (int64_t i = 0; i < R / 2; ++i) {
+        float even, odd;
+        turn(get(q, t, base + 2 * i), get(q, t, base + 2 * i + 1), how.rope.cos[t * R / 2 + i],
+             how.rope.sin[t * R / 2 + i], &even, &odd);
+        out[m * H * width + split_index(C + 2 * i)] = even * how.query_scales[t];
+        out[m * H * width + split_index(C + 2 * i + 1)] = odd * how.query_scales[t];
+      }
+    }
+  });
+}
+
+// One task of the attention proper: tokens [token, token + num_tokens) of a sequence.
+struct QueryBlock {
+  int64_t sequence, token, num_tokens;
+  int64_t position;  // of the first token
+  int64_t num_segments;
+  int64_t first_partial;  // segments of the blocks before it
+};
+
+inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_per_block) {
+  std::vector<QueryBlock> blocks;
+  int64_t token = 0, partials = 0;
+  for (int64_t i = 0; i < layout.num_sequences; ++i) {
+    for (int64_t t = 0; t < layout.lengths[i]; t += tokens_per_block) {
+      const int64_t count = std::min(tokens_per_block, layout.lengths[i] - t);
+      const int64_t position = layout.contexts[i] - layout.lengths[i] + t;
+      const int64_t segments = (position + count + kSegment - 1) / kSegment;
+      blocks.push_back({i, token + t, count, position, segments, partials});
+      partials += segments;
+    }
+    token += layout.lengths[i];
+  }
+  return blocks;
+}
+
+// sums[T * H, latent_width]: the weighted mean of the latents that each query row sees, split.
+template <class Reader>
+inline void attend(Pool& pool, const Attend<Reader>& work, float* sums) {
+  const int64_t H = work.how.heads, width = work.latent_width;
+  const int64_t tokens_per_block = std::max<int64_t>(1, kQueryRows / H), rows = tokens_per_block * H;
+  const std::vector<QueryBlock> blocks = cut_queries(work.layout, tokens_per_block);
+  auto state_at = [&](float* memory) { return Softmax{memory, memory + rows, memory + 2 * rows}; };
+  const int64_t state_size = rows * (width + 2);
+
+  auto run_segment = [&](const QueryBlock& b, int64_t s, const Softmax& state) {
+    int64_t sees[kQueryRows];
+    const int64_t end = std::min((s + 1) * kSegment, b.position + b.num_tokens), all = b.num_tokens * H;
+    for (int64_t r = 0; r < all; r += kQueryRows) {
+      const int here = int(std::min(kQueryRows, all - r));
+      for (int i = 0; i < here; ++i) sees[i] = b.position + (r + i) / H + 1;
+      work.segment(b.sequence, b.token * H + r, here, sees, s * kSegment, end,
+                   {state.largest + r, state.total + r, state.sums + r * width});
+    }
+  };
+  auto finish = [&](const QueryBlock& b, const Softmax& state) {
+    for (int64_t r = 0; r < b.num_tokens * H; ++r) {
+      float* to = sums + (b.token * H + r) * width;
+      const V factor = splat(1.0f / state.total[r]);
+      for (int64_t i = 0; i < width; i += kLanes) store(to + i, load(state.sums + r * width + i) * factor);
+      for (int64_t j = work.how.latent; j < width; ++j) to[split_index(j)] = 0.0f;  // the last block may hold rope too
+    }
+  };
+
+  const int64_t num_blocks = int64_t(blocks.size());
+  const int64_t num_partials = num_blocks ? blocks.back().first_partial + blocks.back().num_segments : 0;
+  if (num_blocks >= 4 * pool.num_threads() || num_partials == num_blocks) {
+    // Blocks enough for all: each thread takes one and does its segments in turn.
+    pool.run(int(num_blocks), [&](int task) {
+      static thread_local std::vector<float> memory;
+      memory.resize(size_t(2 * state_size));
+      const Softmax whole = state_at(memory.data()), part = state_at(memory.data() + state_size);
+      const QueryBlock& b = blocks[size_t(task)];
+      run_segment(b, 0, whole);
+      for (int64_t s = 1; s < b.num_segments; ++s) {
+        run_segment(b, s, part);
+        work.merge(int(b.num_tokens * H), whole, part);
+      }
+      finish(b, whole);
+    });
+    return;
+  }
+  // Few blocks (decode steps of few sequences): threads share out the segments, each with room of its own.
+  float* memory = static_cast<float*>(pool.scratch(kPartials, size_t(num_partials * state_size) * 4));
+  pool.run(int(num_partials), [&](int task) {
+    int64_t b = 0;
+    while (b + 1 < num_blocks && blocks[size_t(b) + 1].first_partial <= task) ++b;
+    run_segment(blocks[size_t(b)], task - blocks[size_t(b)].first_partial, state_at(memory + task * state_size));
+  });
+  pool.run(int(num_blocks), [&](int task) {
+    const QueryBlock& b = blocks[size_t(task)];
+    const Softmax whole = state_at(memory + b.first_partial * state_size);
+    for (int64_t s = 1; s < b.num_segments; ++s)
+      work.merge(int(b.num_tokens * H), whole, state_at(memory + (b.first_partial + s) * state_size));
+    finish(b, whole);
+  });
+}
+
+// out[t, h O + o] = W_UV[h, o] . sums[t, h]
+inline void expand_values(Pool& pool, const float* sums, int64_t width, const Weight& kv_b, const Attention& how, Rows out) {
+  const int64_t H = how.heads, N = how.nope, O = how.value;
+  constexpr int64_t kTokens = 4 * kMaxM;
+  const int64_t token_blocks = (out.count + kTokens - 1) / kTokens;
+  pool.run(int(token_blocks * H), [&](int task) {
+    const int64_t h = task % H, begin = task / H * kTokens, end = std::min(out.count, begin + kTokens);
+    float results[kMaxM * kPanel];
+    for_each_group(begin, end, [&](int64_t t, int here) {
+      const float* rows[kMaxM];
+      for (int m = 0; m < here; ++m) rows[m] = sums + ((t + m) * H + h) * width;
+      for (int64_t o = 0; o < O; o += kPanel) {
+        const int64_t count = std::min(kPanel, O - o);
+        weight_dots(kv_b, h * (N + O) + N + o, count, here, rows, results, kPanel);
+        for (int m = 0; m < here; ++m) put_columns(out, t + m, h * O + o, count, results + m * kPanel);
+      }
+    });
+  });
+}
+
+inline void attention(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
+                      Rows out) {
+  const int64_t rows = q.count * how.heads, query_width = padded(how.latent + how.rope.width), width = padded(how.latent);
+  float* queries = static_cast<float*>(pool.scratch(kQueries, size_t(rows * query_width) * 4));
+  float* sums = static_cast<float*>(pool.scratch(kHidden, size_t(rows * width) * 4));
+  if (kv_b.format == Format::kBf16) {
+    make_queries<Bf16Reader>(pool, q, kv_b, how, queries, query_width);
+  } else {
+    make_queries<F32Reader>(pool, q, kv_b, how, queries, query_width);
+  }
+  if (cache.bf16) {
+    attend(pool, Attend<Bf16Reader>{cache, layout, how, queries, query_width, width}, sums);
+  } else {
+    attend(pool, Attend<F32Reader>{cache, layout, how, queries, query_width, width}, sums);
+  }
+  expand_values(pool, sums, width, kv_b, how, out);
+}
+
+}  // namespace VENTOUX_ISA
+}  // namespace ventoux

@@ -1,0 +1,20 @@
+// Compiled once per instruction set: VENTOUX_ISA names the namespace, VENTOUX_TABLE the table that it fills.
+#include "kernels.h"
+
+#include "attention.h"
+#include "linear.h"
+#include "moe.h"
+
+namespace ventoux {
+
+const Kernels VENTOUX_TABLE = {
+    .name = VENTOUX_NAME,
+    .rms_norm = VENTOUX_ISA::rms_norm,
+    .linear = VENTOUX_ISA::linear,
+    .route = VENTOUX_ISA::route,
+    .moe = VENTOUX_ISA::moe,
+    .write_latent = VENTOUX_ISA::write_latent,
+    .attention = VENTOUX_ISA::attention,
+};
+
+}  // namespace ventoux

@@ -1,0 +1,112 @@
+// Linear layers, the norm and the router.
+#pragma once
+
+#include "kernels.h"
+#include "rows.h"
+
+namespace ventoux {
+namespace VENTOUX_ISA {
+
+// Rows of one task: enough to pay for taking it, few enough that a panel of weights stays in the second-level cache.
+constexpr int64_t kPanel = 64;
+
+inline int64_t panel_rows(const Pool& pool, int64_t rows) {
+  const int64_t even = rows / (4 * pool.num_threads());
+  return std::clamp<int64_t>((even + 7) / 8 * 8, 8, kPanel);
+}
+
+// Dots of rows first .. first + count - 1 of w with up to kMaxM activations, row multipliers applied.
+inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const float* const* x, float* out, int64_t ld) {
+  auto go = [&]<class Reader>(Reader*) {
+    dots<Reader>([&](int64_t r) { return Reader(w, r); }, first, count, num_x, x, w.cols, w.row_bytes(), out, ld);
+  };
+  switch (w.format) {
+    case Format::kF32: go(static_cast<F32Reader*>(nullptr)); break;
+    case Format::kBf16: go(static_cast<Bf16Reader*>(nullptr)); break;
+    case Format::kFp8: go(static_cast<Fp8Reader*>(nullptr)); break;
+    case Format::kNvfp4: go(static_cast<Nvfp4Reader*>(nullptr)); break;
+  }
+  if (w.row_scales)
+    for (int m = 0; m < num_x; ++m)
+      for (int64_t i = 0; i < count; ++i) out[m * ld + i] *= w.row_scales[first + i];
+}
+
+inline void linear(Pool& pool, Rows x, const Weight& w, Rows out) {
+  const float* split = split_rows(pool, x);
+  const int64_t width = padded(x.cols), panel = panel_rows(pool, w.rows);
+  pool.run(int((w.rows + panel - 1) / panel), [&](int task) {
+    const int64_t first = task * panel, count = std::min(panel, w.rows - first);
+    float results[kMaxM * kPanel];
+    for_each_group(0, x.count, [&](int64_t t, int here) {
+      const float* rows[kMaxM];
+      for (int m = 0; m < here; ++m) rows[m] = split + (t + m) * width;
+      weight_dots(w, first, count, here, rows, results, kPanel);
+      for (int m = 0; m < here; ++m) put_columns(out, t + m, first, count, results + m * kPanel);
+    });
+  });
+}
+
+// Sum of squares of a split row, 16 lanes wide; the padding adds zeros.
+inline float sum_of_squares(const float* split, int64_t cols) {
+  V acc = zero();
+  for (int64_t i = 0; i < padded(cols); i += kLanes) acc = fma(load(split + i), load(split + i), acc);
+  float sums[4];
+  sum4(acc, acc, acc, acc, sums);
+  return sums[0];
+}
+
+inline void rms_norm(Pool& pool, Rows x, Rows weight, float eps, Rows out) {
+  const int64_t width = padded(x.cols);
+  constexpr int64_t kRowsPerTask = 16;
+  float* scratch = static_cast<float*>(pool.scratch(kLocal, size_t((x.count + 1) * width) * 4));
+  float* scales = scratch + x.count * width;
+  split_row(weight.data, weight.bf16, x.cols, scales);
+  pool.run(int((x.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
+    const int64_t end = std::min(x.count, (task + 1) * kRowsPerTask);
+    for (int64_t r = task * kRowsPerTask; r < end; ++r) {
+      float* split = scratch + r * width;
+      split_row(x.row(r), x.bf16, x.cols, split);
+      scale_row(split, 1.0f / std::sqrt(sum_of_squares(split, x.cols) / float(x.cols) + eps), scales, x.cols);
+      join_row(split, x.cols, out, r);
+    }
+  });
+}
+
+inline void route(Pool& pool, Rows x, const Weight& gate, int64_t top_k, float scale, float* weights, int64_t* expert_ids) {
+  const float* split = split_rows(pool, x);
+  const int64_t width = padded(x.cols), E = gate.rows;
+  float* all = static_cast<float*>(pool.scratch(kHidden, size_t(x.count * E) * 4));
+  pool.run(int((x.count + kMaxM - 1) / kMaxM), [&](int task) {
+    const int64_t first = task * kMaxM;
+    const int here = int(std::min<int64_t>(kMaxM, x.count - first));
+    const float* rows[kMaxM];
+    for (int m = 0; m < here; ++m) rows[m] = split + (first + m) * width;
+    weight_dots(gate, 0, E, here, rows, all + first * E, E);
+    for (int m = 0; m < here; ++m) {
+      float* logits = all + (first + m) * E;
+      float largest = logits[0];
+      for (int64_t e = 1; e < E; ++e) largest = logits[e] > largest ? logits[e] : largest;
+      // The softmax's own sum falls out of the renormalisation, but for the 1e-20 that the reference adds to it.
+      float total = 0.0f, chosen = 0.0f;
+      for (int64_t e = 0; e < E; ++e) {
+        logits[e] = std::exp(logits[e] - largest);
+        total += logits[e];
+      }
+      float* w = weights + (first + m) * top_k;
+      int64_t* ids = expert_ids + (first + m) * top_k;
+      for (int64_t k = 0; k < top_k; ++k) {
+        int64_t best = 0;
+        for (int64_t e = 1; e < E; ++e)
+          if (logits[e] > logits[best]) best = e;
+        ids[k] = best;
+        w[k] = logits[best] / total;
+        chosen += w[k];
+        logits[best] = -1.0f;
+      }
+      for (int64_t k = 0; k < top_k; ++k) w[k] = w[k] / (chosen + 1e-20f) * scale;
+    }
+  });
+}
+
+}  // namespace VENTOUX_ISA
+}  // namespace ventoux

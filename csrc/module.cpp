@@ -1,0 +1,146 @@
+// The Python face: `ventoux.ops._native`. Pointers come as integers from tensors that ops/cpu.py has checked and keeps alive.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace nb = nanobind;
+
+namespace ventoux {
+namespace {
+
+using Address = uintptr_t;
+using RowsTuple = std::tuple<Address, int64_t, int64_t, bool>;                          // data, count, cols, bf16
+using WeightTuple = std::tuple<Address, Address, Address, int64_t, int64_t, int>;       // data, groups, scales, rows, cols, format
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Rows rows(const RowsTuple& t) { return {at<void>(std::get<0>(t)), std::get<1>(t), std::get<2>(t), std::get<3>(t)}; }
+
+Weight weight(const WeightTuple& t) {
+  Weight w;
+  w.data = at<const uint8_t>(std::get<0>(t));
+  w.group_scales = at<const uint8_t>(std::get<1>(t));
+  w.row_scales = at<const float>(std::get<2>(t));
+  w.rows = std::get<3>(t);
+  w.cols = std::get<4>(t);
+  w.format = Format(std::get<5>(t));
+  return w;
+}
+
+// Instruction sets that this machine can run, best first.
+std::vector<const Kernels*> usable() {
+  std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    found.push_back(&kAvx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2);
+#endif
+  found.push_back(&kPortable);
+  return found;
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* kernels : usable()) names.emplace_back(kernels->name);
+  return names;
+}
+
+// A pool and the kernels of one instruction set. Calls let go of the interpreter; two at once wait for each other.
+class Runtime {
+ public:
+  Runtime(int num_threads, const std::string& name) : pool_(num_threads) {
+    for (const Kernels* kernels : usable())
+      if (name == kernels->name) kernels_ = kernels;
+    if (kernels_ == nullptr) throw std::invalid_argument("this machine cannot run " + name);
+  }
+
+  int num_threads() const { return pool_.num_threads(); }
+
+  void rms_norm(RowsTuple x, RowsTuple w, float eps, RowsTuple out) {
+    call([&] { kernels_->rms_norm(pool_, rows(x), rows(w), eps, rows(out)); });
+  }
+  void linear(RowsTuple x, const WeightTuple& w, RowsTuple out) {
+    call([&] { kernels_->linear(pool_, rows(x), weight(w), rows(out)); });
+  }
+  void route(RowsTuple x, const WeightTuple& gate, int64_t top_k, float scale, Address weights, Address ids) {
+    call([&] { kernels_->route(pool_, rows(x), weight(gate), top_k, scale, at<float>(weights), at<int64_t>(ids)); });
+  }
+  void moe(RowsTuple x, Address weights, Address ids, int64_t top_k, int64_t num_experts, const WeightTuple& gate_up,
+           const WeightTuple& down, const WeightTuple& shared_gate, const WeightTuple& shared_up,
+           const WeightTuple& shared_down, RowsTuple out) {
+    const Routed routed{at<const int64_t>(ids), at<const float>(weights), top_k, num_experts, weight(gate_up), weight(down)};
+    const Mlp shared{weight(shared_gate), weight(shared_up), weight(shared_down)};
+    call([&] { kernels_->moe(pool_, rows(x), routed, shared, rows(out)); });
+  }
+  void write_latent(RowsTuple latents, RowsTuple norm, float eps, Address cos, Address sin, int64_t rope_width, RowsTuple cache,
+                    Address slots) {
+    const Rope rope{at<const float>(cos), at<const float>(sin), rope_width};
+    call([&] { kernels_->write_latent(pool_, rows(latents), rows(norm), eps, rope, rows(cache), at<const int64_t>(slots)); });
+  }
+  void attention(RowsTuple q, const WeightTuple& kv_b, RowsTuple cache, const std::vector<int64_t>& lengths,
+                 const std::vector<int64_t>& contexts, Address pages, int64_t max_pages, int64_t page_size,
+                 std::tuple<int64_t, int64_t, int64_t, int64_t> sizes, float scale, Address cos, Address sin,
+                 int64_t rope_width, Address query_scales, RowsTuple out) {
+    const Layout layout{lengths.data(), contexts.data(), at<const int64_t>(pages), int64_t(lengths.size()), max_pages,
+                        page_size};
+    const auto [heads, nope, latent, value] = sizes;
+    const Attention how{heads, nope, latent, value, scale, {at<const float>(cos), at<const float>(sin), rope_width},
+                        at<const float>(query_scales)};
+    call([&] { kernels_->attention(pool_, rows(q), weight(kv_b), rows(cache), layout, how, rows(out)); });
+  }
+
+ private:
+  template <class Work>
+  void call(const Work& work) {
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(pool_.in_use());
+    work();
+  }
+
+  Pool pool_;
+  const Kernels* kernels_ = nullptr;
+};
+
+// Asks the kernel to back a range with huge pages: at 4 KiB a page, streaming weights misses the TLB all the time.
+void use_huge_pages(Address address, size_t bytes) {
+#if defined(__linux__)
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  const Address first = (address + page - 1) / page * page;
+  if (address + bytes > first) madvise(at<void>(first), address + bytes - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
+}  // namespace ventoux
+
+NB_MODULE(_native, m) {
+  using ventoux::Runtime;
+  m.def("instruction_sets", &ventoux::instruction_sets);
+  m.def("use_huge_pages", &ventoux::use_huge_pages);
+  nb::class_<Runtime>(m, "Runtime")
+      .def(nb::init<int, const std::string&>())
+      .def_prop_ro("num_threads", &Runtime::num_threads)
+      .def("rms_norm", &Runtime::rms_norm)
+      .def("linear", &Runtime::linear)
+      .def("route", &Runtime::route)
+      .def("moe", &Runtime::moe)
+      .def("write_latent", &Runtime::write_latent)
+      .def("attention", &Runtime::attention);
+}

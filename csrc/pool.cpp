@@ -1,0 +1,89 @@
+#include "pool.h"
+
+#include <cstdlib>
+#include <new>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace ventoux {
+
+namespace {
+
+// A decode step of a small model dispatches every few microseconds: waking a sleeper costs more than that. After so many
+// turns (some 50 us) a worker sleeps, so that an idle engine costs nothing.
+constexpr int kSpins = 2000;
+
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int num_threads) {
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+}
+
+Pool::~Pool() {
+  stop_ = true;
+  epoch_.fetch_add(1);
+  epoch_.notify_all();
+  for (auto& worker : workers_) worker.join();
+  for (auto& [memory, bytes] : scratch_) std::free(memory);
+}
+
+void Pool::dispatch(int count, const void* task, Call call) {
+  count_ = count;
+  task_ = task;
+  call_ = call;
+  next_.store(0, std::memory_order_relaxed);
+  busy_.store(int(workers_.size()), std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  take();
+  // Every worker must have left before the next dispatch changes what they read.
+  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+    if (spins < kSpins) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void Pool::take() {
+  for (int i = next_.fetch_add(1, std::memory_order_relaxed); i < count_; i = next_.fetch_add(1, std::memory_order_relaxed))
+    call_(task_, i);
+}
+
+void Pool::work() {
+  unsigned seen = 0;
+  while (true) {
+    for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) relax();
+    epoch_.wait(seen, std::memory_order_acquire);
+    seen = epoch_.load(std::memory_order_acquire);
+    if (stop_) return;
+    take();
+    busy_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+void* Pool::scratch(int slot, size_t bytes) {
+  if (size_t(slot) >= scratch_.size()) scratch_.resize(slot + 1, {nullptr, 0});
+  auto& [memory, size] = scratch_[slot];
+  if (size < bytes) {
+    std::free(memory);
+    memory = nullptr;
+    size = 0;
+    size_t rounded = (bytes + bytes / 4 + 63) / 64 * 64;
+    memory = std::aligned_alloc(64, rounded);
+    if (memory == nullptr) throw std::bad_alloc();
+    size = rounded;
+  }
+  return memory;
+}
+
+}  // namespace ventoux

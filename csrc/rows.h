@@ -1,0 +1,94 @@
+// Activations in and out: from stored rows to split fp32 and back.
+#pragma once
+
+#include "dot.h"
+#include "pool.h"
+
+namespace ventoux {
+namespace VENTOUX_ISA {
+
+// Scratch of the pool, by use. An operator's calls of others are over before it asks for its own.
+enum Slot { kSplitX, kHidden, kPairs, kOrder, kQueries, kPartials, kLocal };
+
+// One row -> split fp32, zeros after the last column.
+inline void split_row(const void* row, bool bf16, int64_t cols, float* out) {
+  const int64_t whole = cols / kBlock, rest = cols % kBlock;
+  const Bf16Reader narrow(row);
+  const F32Reader wide(row);
+  for (int64_t i = 0; i < whole + (rest != 0); ++i) {
+    Pair p = i < whole ? (bf16 ? narrow.block(i) : wide.block(i)) : (bf16 ? narrow.tail(i, rest) : wide.tail(i, rest));
+    store(out + i * kBlock, p.even);
+    store(out + i * kBlock + kLanes, p.odd);
+  }
+}
+
+inline float* split_rows(Pool& pool, Rows x) {
+  const int64_t width = padded(x.cols);
+  float* out = static_cast<float*>(pool.scratch(kSplitX, size_t(x.count * width) * 4));
+  constexpr int64_t kRowsPerTask = 32;
+  pool.run(int((x.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
+    const int64_t end = std::min(x.count, (task + 1) * kRowsPerTask);
+    for (int64_t r = task * kRowsPerTask; r < end; ++r) split_row(x.row(r), x.bf16, x.cols, out + r * width);
+  });
+  return out;
+}
+
+inline void put(const Rows& out, int64_t row, int64_t col, float value) {
+  char* p = out.row(row);
+  if (out.bf16) {
+    reinterpret_cast<uint16_t*>(p)[col] = float_to_bf16(value);
+  } else {
+    reinterpret_cast<float*>(p)[col] = value;
+  }
+}
+
+// Columns first .. first + count - 1 of a row. `values` has room for a whole number of lanes.
+inline void put_columns(const Rows& out, int64_t row, int64_t first, int64_t count, const float* values) {
+  char* p = out.row(row) + first * (out.bf16 ? 2 : 4);
+  if (!out.bf16) {
+    std::memcpy(p, values, size_t(count) * 4);
+    return;
+  }
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) store_bf16(p + 2 * i, load(values + i));
+  for (int64_t i = whole; i < count; ++i) reinterpret_cast<uint16_t*>(p)[i] = float_to_bf16(values[i]);
+}
+
+// A split row of `cols` columns -> the first columns of row `row`.
+inline void join_row(const float* split, int64_t cols, const Rows& out, int64_t row) {
+  const int64_t size = out.bf16 ? 2 : 4, whole = cols / kBlock;
+  for (int64_t i = 0; i < whole + (cols % kBlock != 0); ++i) {
+    const Pair p{load(split + i * kBlock), load(split + i * kBlock + kLanes)};
+    char rest[kBlock * 4];
+    char* to = i < whole ? out.row(row) + i * kBlock * size : rest;
+    if (out.bf16) {
+      join_bf16(to, p);
+    } else {
+      join_f32(to, p);
+    }
+    if (i == whole) std::memcpy(out.row(row) + i * kBlock * size, rest, size_t((cols % kBlock) * size));
+  }
+}
+
+// row *= factor * weight, all split
+inline void scale_row(float* row, float factor, const float* weight, int64_t cols) {
+  for (int64_t i = 0; i < padded(cols); i += kLanes) store(row + i, load(row + i) * splat(factor) * load(weight + i));
+}
+
+// Rows begin .. end - 1 in groups of nearly equal size, at most kMaxM each: group(first, count).
+template <class Group>
+inline void for_each_group(int64_t begin, int64_t end, const Group& group) {
+  const int64_t groups = (end - begin + kMaxM - 1) / kMaxM;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = begin + (end - begin) * g / groups, next = begin + (end - begin) * (g + 1) / groups;
+    group(first, int(next - first));
+  }
+}
+
+inline float get(const Rows& x, int64_t row, int64_t col) {
+  const char* p = x.row(row);
+  return x.bf16 ? bf16_to_float(reinterpret_cast<const uint16_t*>(p)[col]) : reinterpret_cast<const float*>(p)[col];
+}
+
+}  // namespace VENTOUX_ISA
+}  // namespace ventoux

@@ -1,0 +1,52 @@
+"""csrc/module.cpp. Integers named like tensors are addresses."""
+
+# (data, count, columns, is bf16) of rows of activations
+Rows = tuple[int, int, int, bool]
+# (data, group scales, row scales, rows, columns, format) of a weight; with experts, rows are those of one
+Weight = tuple[int, int, int, int, int, int]
+
+def instruction_sets() -> list[str]: ...
+def use_huge_pages(address: int, num_bytes: int) -> None: ...
+
+class Runtime:
+    def __init__(self, num_threads: int, instruction_set: str) -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+    def rms_norm(self, x: Rows, weight: Rows, eps: float, out: Rows) -> None: ...
+    def linear(self, x: Rows, weight: Weight, out: Rows) -> None: ...
+    def route(self, x: Rows, gate: Weight, top_k: int, scale: float, weights: int, expert_ids: int) -> None: ...
+    def moe(
+        self,
+        x: Rows,
+        weights: int,
+        expert_ids: int,
+        top_k: int,
+        num_experts: int,
+        gate_up: Weight,
+        down: Weight,
+        shared_gate: Weight,
+        shared_up: Weight,
+        shared_down: Weight,
+        out: Rows,
+    ) -> None: ...
+    def write_latent(
+        self, latents: Rows, norm: Rows, eps: float, cos: int, sin: int, rope_width: int, cache: Rows, slots: int
+    ) -> None: ...
+    def attention(
+        self,
+        q: Rows,
+        kv_b: Weight,
+        cache: Rows,
+        lengths: tuple[int, ...],
+        context_lengths: tuple[int, ...],
+        pages: int,
+        max_pages: int,
+        page_size: int,
+        sizes: tuple[int, int, int, int],
+        scale: float,
+        cos: int,
+        sin: int,
+        rope_width: int,
+        query_scales: int,
+        out: Rows,
+    ) -> None: ...

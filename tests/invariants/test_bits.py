@@ -1,0 +1,116 @@
+"""Promise 2, bit for bit: with native operators a request's tokens and log-probabilities are the same alone or in
+company, for any chunk size, prefix hit or miss, preempted or not, with one thread or two. No tolerances here."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from tests.engines import image, image_tokens, prompt, request, run, tiny_engine
+from tests.tiny import tiny_config, tiny_model
+from ventoux.config import RopeConfig
+from ventoux.ops.cpu import instruction_sets, native_operators
+
+if not instruction_sets():
+    pytest.skip("installed without native code", allow_module_level=True)
+
+# The query scale and YaRN set in at position 32 already, and segments of 256 keys end inside these prompts.
+ROPE = RopeConfig(factor=8.0, original_max_position_embeddings=32, llama_4_original_max_position_embeddings=32)
+LONG = prompt(300, seed=3)
+IMAGES = [image(2, 3, seed=1), image(3, 2, seed=2)]
+WITH_IMAGES = [*prompt(9, 1), *image_tokens(2, 3), *prompt(6, 2), *image_tokens(3, 2), *prompt(11, 4)]
+
+
+@cache
+def model(dtype, num_threads=2):
+    return tiny_model(tiny_config(rope=ROPE), ops=native_operators(num_threads)).to(getattr(torch, dtype))
+
+
+def engine(dtype, num_threads=2, num_pages=512, **choices):
+    choices = {"max_model_len": 400, "dtype": dtype, **choices}
+    num_pages //= 2 if dtype == "bfloat16" else 1  # tiny_engine counts pages of fp32
+    return tiny_engine(num_pages, model=model(dtype, num_threads), **choices)
+
+
+def ask(ids, name="asked", **params):
+    return request(ids, name, **{"max_tokens": 12, "logprobs": 3, **params})
+
+
+def bits(outputs, name="asked"):
+    """Tokens with their log-probabilities, exactly as the engine gave them."""
+    return [token for output in outputs[name, 0] for token in output.tokens]
+
+
+@cache
+def alone(dtype, ids=tuple(LONG), images=False, **params):
+    asked = ask(list(ids), images=IMAGES if images else None, **params)
+    found = bits(run(engine(dtype), [asked]))
+    assert len(found) == 12 and found[0].logprobs
+    return found
+
+
+DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+
+
+@DTYPES
+def test_among_32_others(dtype):
+    others = [ask(prompt(5 + 7 * i, seed=50 + i), f"other-{i}", max_tokens=3 + i) for i in range(32)]
+    outputs = run(engine(dtype, num_pages=4096), [*others[:16], ask(LONG), *others[16:]])
+    assert bits(outputs) == alone(dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("budget", [1, 7, 64, 299])
+def test_any_chunk_size(dtype, budget):
+    assert bits(run(engine(dtype, max_num_batched_tokens=budget), [ask(LONG)])) == alone(dtype)
+
+
+@DTYPES
+def test_prefix_hit_or_miss(dtype):
+    warm = engine(dtype)
+    run(warm, [ask([*LONG[:257], *prompt(9, 8)], "first")])
+    outputs = run(warm, [ask(LONG)])
+    assert outputs["asked", 0][0].num_cached_tokens == 256
+    assert bits(outputs) == alone(dtype)
+
+
+@DTYPES
+def test_a_prefix_that_an_answer_wrote(dtype):
+    """Latents written by decode steps serve a later prompt: they must be those of a prefill."""
+    warm = engine(dtype)
+    first = run(warm, [ask(LONG[:200], "first", max_tokens=40)])
+    ids = [*LONG[:200], *(token.token_id for token in bits(first, "first")), *prompt(5, 6)]
+    outputs = run(warm, [ask(ids)])
+    assert outputs["asked", 0][0].num_cached_tokens > 220
+    assert bits(outputs) == bits(run(engine(dtype), [ask(ids)]))
+
+
+@DTYPES
+def test_preempted_or_not(dtype):
+    """Pages for one and a half: sequences take turns and are computed again from their tokens."""
+    tight = engine(dtype, num_pages=160, enable_prefix_caching=False)
+    others = [ask(prompt(290, seed=70 + i), f"other-{i}", max_tokens=60) for i in range(3)]
+    outputs = run(tight, [*others, ask(LONG)])
+    assert tight.scheduler.num_preemptions > 0
+    assert bits(outputs) == alone(dtype)
+
+
+@DTYPES
+def test_one_thread_or_two(dtype):
+    assert bits(run(engine(dtype, num_threads=1), [ask(LONG)])) == alone(dtype)
+
+
+@DTYPES
+def test_images_in_company_and_in_chunks(dtype):
+    want = alone(dtype, tuple(WITH_IMAGES), images=True)
+    others = [ask(prompt(40 + i, seed=90 + i), f"other-{i}") for i in range(5)]
+    small = engine(dtype, max_num_batched_tokens=11)
+    assert bits(run(small, [*others, ask(WITH_IMAGES, images=IMAGES)])) == want
+
+
+@DTYPES
+def test_sampling_with_a_seed(dtype):
+    """The random draw is the request's own, and so are the probabilities that it meets."""
+    chosen = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
+    others = [ask(prompt(30 + i, seed=20 + i), f"other-{i}", temperature=1.0) for i in range(8)]
+    assert bits(run(engine(dtype), [*others, ask(LONG, **chosen)])) == alone(dtype, **chosen)

@@ -1,0 +1,263 @@
+"""The contract of every native operator: near the float64 definition, and the same bits whatever else is in the batch.
+
+Cases come from the provider itself: each instruction set that this machine can run, each weight format, each type of
+activations, sizes that fill no block, one row to several hundred.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+
+from ventoux.errors import ConfigError
+from ventoux.ops.cpu import instruction_sets, native_operators
+from ventoux.ops.formats import Fp8Weight, Nvfp4Weight, quantize_fp8, quantize_nvfp4
+from ventoux.ops.reference import REFERENCE
+from ventoux.ops.spec import AttentionLayout, Positions
+
+if not instruction_sets():
+    pytest.skip("installed without native code", allow_module_level=True)
+
+DTYPES = (torch.float32, torch.bfloat16)
+FORMATS = ("dense", "fp8", "nvfp4")
+# fp32 sums of unit terms; bf16 results round to 8 bits.
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 5e-3}
+# rows, inputs, outputs: one row; fewer than a block; a tail of 16 columns; a tail of 13; several panels of weights
+SIZES = ((1, 96, 40), (5, 16, 3), (7, 208, 67), (3, 77, 33), (300, 192, 150))
+
+
+@pytest.fixture(scope="module", params=product(instruction_sets(), (1, 2)), ids=lambda p: f"{p[0]}-{p[1]}")
+def ops(request):
+    name, num_threads = request.param
+    return native_operators(num_threads, name)
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def stored(weight, form):
+    """A weight in a stored format, and the dense float64 values that it stands for."""
+    if form == "dense":
+        return weight, weight.double()
+    if form == "fp8":
+        parts = [quantize_fp8(w) for w in weight.reshape(-1, *weight.shape[-2:])]
+        rows = torch.stack([scale.expand(weight.shape[-2]) for _, scale in parts]).reshape(weight.shape[:-1])
+        quantized = Fp8Weight(torch.stack([c for c, _ in parts]).reshape(weight.shape), rows.contiguous())
+    else:
+        parts = [quantize_nvfp4(w) for w in weight.reshape(-1, *weight.shape[-2:])]
+        rows = torch.stack([(1 / g).expand(weight.shape[-2]) for _, _, g in parts]).reshape(weight.shape[:-1])
+        codes = torch.stack([c for c, _, _ in parts]).reshape(*weight.shape[:-1], -1)
+        groups = torch.stack([s for _, s, _ in parts]).reshape(*weight.shape[:-1], -1)
+        quantized = Nvfp4Weight(codes, groups, rows.contiguous())
+    return quantized, quantized.dequantize(torch.float32).double()
+
+
+def close(got, want):
+    scale = want.abs().max()
+    assert got.shape == want.shape
+    assert (got.double() - want).abs().max() <= TOLERANCE[got.dtype] * scale
+
+
+def same_alone(run, rows):
+    """Row by row and in uneven pieces, the same bits as all at once."""
+    together = run(slice(0, rows))
+    alone = torch.cat([run(slice(i, i + 1)) for i in range(0, rows, 1 if rows < 20 else 37)])
+    assert torch.equal(alone, together[:: 1 if rows < 20 else 37])
+    cut = rows // 3
+    assert torch.equal(torch.cat([run(slice(0, cut)), run(slice(cut, rows))]) if cut else together, together)
+    return together
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_linear(ops, dtype, form, size):
+    T, D, F = size
+    if form == "nvfp4" and D % 16:
+        pytest.skip("NVFP4 has groups of 16 columns")
+    x = random(T, D, dtype=dtype)
+    weight, dense = stored(random(F, D, dtype=dtype, seed=1), form)
+    close(same_alone(lambda rows: ops.linear(x[rows], weight), T), x.double() @ dense.T)
+
+
+def test_head_keeps_fp32(ops):
+    """From bf16 to fp32 without a bf16 in between: two logits 0.01 apart at 40 must stay apart."""
+    x, weight = random(3, 64, dtype=torch.bfloat16), random(130, 64, dtype=torch.bfloat16, seed=1)
+    close(same_alone(lambda rows: ops.head(x[rows], weight), 3), x.double() @ weight.double().T)
+    assert ops.head(x, weight).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("tokens", "inner"), [(1, 32), (4, 48), (301, 64)])
+def test_moe(ops, dtype, form, tokens, inner):
+    """Random choices of 5 experts of which one is never chosen; the halves of gate and up have scales of their own."""
+    D, E = 80, 5
+    x = random(tokens, D, dtype=dtype)
+    gate_up = random(E, 2 * inner, D, dtype=dtype, seed=1) / 9
+    gate_up[:, inner:] *= 3
+    down = random(E, D, inner, dtype=dtype, seed=2) / 6
+    shared = [random(*s, dtype=dtype, seed=3 + i) / 9 for i, s in enumerate([(inner, D), (inner, D), (D, inner)])]
+    weights = random(tokens, 2, seed=6).abs()
+    ids = torch.stack([torch.randperm(E - 1, generator=torch.Generator().manual_seed(t))[:2] for t in range(tokens)])
+    (gate_up, gate_up_dense), (down, down_dense) = stored(gate_up, form), stored(down, form)
+    shared, shared_dense = zip(*(stored(w, form) for w in shared), strict=True)
+    got = same_alone(lambda rows: ops.moe(x[rows], weights[rows], ids[rows], gate_up, down, shared), tokens)
+    dense = [w.float() for w in (gate_up_dense, down_dense)]
+    close(got, REFERENCE.moe(x.float(), weights, ids, *dense, tuple(w.float() for w in shared_dense)).double())
+
+
+def test_all_tokens_on_one_expert(ops):
+    x, gate_up, down = random(40, 32), random(6, 16, 32, seed=1), random(6, 32, 8, seed=2)
+    shared = (random(8, 32), random(8, 32, seed=3), random(32, 8))
+    weights, ids = torch.ones(40, 1), torch.full((40, 1), 4)
+    close(
+        ops.moe(x, weights, ids, gate_up, down, shared), REFERENCE.moe(x, weights, ids, gate_up, down, shared).double()
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_gated_mlp(ops, form):
+    x = random(9, 48)
+    (gate, g), (up, u), (down, d) = (
+        stored(random(*shape, seed=i) / 7, form) for i, shape in enumerate([(64, 48), (64, 48), (48, 64)])
+    )
+    got = same_alone(lambda rows: ops.gated_mlp(x[rows], gate, up, down), 9)
+    close(got, REFERENCE.gated_mlp(x.double(), g, u, d))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "size"), [(1, 19), (50, 256)])
+def test_rms_norm(ops, dtype, rows, size):
+    x, weight = random(rows, size, dtype=dtype), random(size, dtype=dtype, seed=1)
+    close(
+        same_alone(lambda r: ops.rms_norm(x[r], weight, 1e-6), rows),
+        REFERENCE.rms_norm(x.double(), weight.double(), 1e-6).double(),
+    )
+
+
+def test_route(ops):
+    """Choices and weights of 301 tokens; ties go to the lower expert."""
+    x, gate = random(301, 40), random(37, 40, seed=1)
+    weights, ids = ops.route(x, gate, 4, 2.5)
+    want, want_ids = REFERENCE.route(x.double(), gate.double(), 4, 2.5)
+    assert torch.equal(ids, want_ids)
+    torch.testing.assert_close(weights, want.float(), atol=1e-5, rtol=1e-5)
+    _, tied = ops.route(torch.ones(2, 8), torch.ones(9, 8), 3, 1.0)
+    assert tied.tolist() == [[0, 1, 2]] * 2
+
+
+class Cached:
+    """Sequences whose latents an operator writes itself, in shuffled pages that hold NaN until then."""
+
+    def __init__(self, ops, dtype, lengths, heads=3, nope=12, rope=8, latent=20, value=10, page_size=16):
+        total, width = sum(lengths), latent + rope
+        self.ops, self.lengths = ops, lengths
+        self.q = random(total, heads, nope + rope, dtype=dtype)
+        self.kv_b = random(heads * (nope + value), latent, dtype=dtype, seed=1) / latent**0.5
+        kv, norm = random(total, width, dtype=dtype, seed=2), random(latent, dtype=dtype, seed=3)
+        angles = random(total, rope // 2, seed=4)
+        self.positions = Positions(angles.cos(), angles.sin(), 1 + random(total, seed=5).abs())
+        counts = [-(-n // page_size) for n in lengths]
+        pages = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)).split(counts)
+        self.pages = torch.nn.utils.rnn.pad_sequence(list(pages), batch_first=True)
+        self.slots = torch.cat(
+            [
+                p[torch.arange(n) // page_size] * page_size + torch.arange(n) % page_size
+                for p, n in zip(pages, lengths, strict=True)
+            ]
+        )
+        self.cache = torch.full((sum(counts), page_size, width), float("nan"), dtype=dtype)
+        ops.write_latent(kv, norm, 1e-6, self.positions, self.cache, self.slots)
+
+    def attend(self, spans, ops=None, dtype=None):
+        """Outputs of tokens [start, stop) of each sequence in one call."""
+        starts = [sum(self.lengths[:i]) for i in range(len(self.lengths))]
+        chosen = torch.cat([torch.arange(s + a, s + b) for s, (a, b) in zip(starts, spans, strict=True)])
+        own = Positions(
+            *(t[chosen] for t in (self.positions.cos_TR2, self.positions.sin_TR2, self.positions.query_scale_T))
+        )
+        layout = AttentionLayout(
+            tuple(b - a for a, b in spans), tuple(b for _, b in spans), self.pages, self.slots[chosen]
+        )
+        tensors = [t if dtype is None else t.to(dtype) for t in (self.q[chosen], self.kv_b, self.cache)]
+        return (ops or self.ops).latent_attention(
+            tensors[0], tensors[1], own, tensors[2], layout, self.q.shape[-1] ** -0.5
+        )
+
+
+# Odd sizes whose latent ends inside a block; the published proportions.
+SHAPES = ({}, {"heads": 16, "nope": 64, "rope": 64, "latent": 256, "value": 128})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=["odd", "published"])
+def test_latent_attention(ops, dtype, shape):
+    """Prompts across several segments of 256 keys, decode steps behind them, company and none: near the definition, and
+    the same bits in one call, in chunks, and one token at a time."""
+    lengths = [610, 3, 257]
+    cached = Cached(ops, dtype, lengths, **shape)
+    whole = cached.attend([(0, n) for n in lengths])
+    close(whole, cached.attend([(0, n) for n in lengths], REFERENCE, torch.float64))
+    parts = whole.split(lengths)
+    last = cached.attend([(n - 1, n) for n in lengths])
+    assert torch.equal(last, torch.stack([part[-1] for part in parts]))
+    chunk = cached.attend([(200, 540), (0, 1), (255, 257)])
+    assert torch.equal(chunk, torch.cat([parts[0][200:540], parts[1][:1], parts[2][255:257]]))
+
+
+def test_write_latent(ops):
+    """Near the reference, and row by row the same bits as all rows at once."""
+    kv, norm, angles = random(40, 28), random(20, seed=1), random(40, 4, seed=2)
+    slots = torch.randperm(48, generator=torch.Generator().manual_seed(0))[:40]
+
+    def written(provider, dtype, step):
+        cache = torch.zeros(3, 16, 28, dtype=dtype)
+        for i in range(0, 40, step):
+            own = slice(i, i + step)
+            positions = Positions(angles[own].cos(), angles[own].sin(), torch.ones(step))
+            provider.write_latent(kv[own], norm, 1e-6, positions, cache, slots[own])
+        return cache
+
+    close(written(ops, torch.float32, 40), written(REFERENCE, torch.float32, 40).double())
+    close(written(ops, torch.bfloat16, 40), written(REFERENCE, torch.float32, 40).double())
+    assert torch.equal(written(ops, torch.bfloat16, 40), written(ops, torch.bfloat16, 1))
+
+
+def test_nan_comes_through(ops):
+    """A broken sequence must show: its failure boundary is a NaN in the logits."""
+    cached = Cached(ops, torch.float32, [70, 70])
+    cached.cache.flatten(0, 1)[cached.slots[5]] = float("nan")
+    out = cached.attend([(69, 70), (69, 70)])
+    assert out[0].isnan().all() and out[1].isfinite().all()
+    assert ops.linear(torch.full((1, 32), float("nan")), torch.ones(4, 32)).isnan().all()
+    assert ops.rms_norm(torch.full((1, 32), float("nan")), torch.ones(32), 1e-6).isnan().all()
+
+
+def test_every_instruction_set_agrees():
+    """Lane by lane the same order; only FMA's single rounding sets the portable path apart."""
+    x, weight = random(7, 208), random(67, 208, seed=1)
+    results = {name: native_operators(1, name).linear(x, weight) for name in instruction_sets()}
+    if {"avx512", "avx2"} <= results.keys():
+        assert torch.equal(results["avx512"], results["avx2"])
+    for result in results.values():
+        close(result, x.double() @ weight.double().T)
+
+
+def test_one_thread_or_two_make_no_difference():
+    x, weight = random(33, 192, dtype=torch.bfloat16), random(150, 192, dtype=torch.bfloat16, seed=1)
+    one, two = (native_operators(n).linear(x, weight) for n in (1, 2))
+    assert torch.equal(one, two)
+
+
+def test_what_does_not_fit_is_refused(ops):
+    """Addresses go to native code unchecked there: a shape that does not fit must never reach it."""
+    with pytest.raises(ConfigError, match="does not fit"):
+        ops.linear(random(2, 32), random(4, 31))
+    with pytest.raises(ConfigError, match="contiguous"):
+        ops.linear(random(2, 32), random(32, 4).T)
+    with pytest.raises(ConfigError, match="contiguous"):
+        ops.rms_norm(random(2, 32).half(), random(32), 1e-6)
+    with pytest.raises(ConfigError, match="not sse9"):
+        native_operators(1, "sse9")
