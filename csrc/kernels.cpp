@@ -9,6 +9,7 @@ namespace ventoux {
 
 const Kernels VENTOUX_TABLE = {
     .name = VENTOUX_NAME,
+    .add = VENTOUX_ISA::add,
     .rms_norm = VENTOUX_ISA::rms_norm,
     .linear = VENTOUX_ISA::linear,
     .route = VENTOUX_ISA::route,

@@ -47,6 +47,7 @@ struct Mlp {
 
 struct Kernels {
   const char* name;
+  void (*add)(Pool&, Rows x, Rows y);  // x += y
   void (*rms_norm)(Pool&, Rows x, Rows weight, float eps, Rows out);
   void (*linear)(Pool&, Rows x, const Weight& weight, Rows out);
   // route: probabilities over all experts, the k largest (lower ids first among equals), renormalised, times the scale

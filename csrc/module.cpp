@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels.h"
+#include "stack.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -40,6 +40,23 @@ Weight weight(const WeightTuple& t) {
   w.cols = std::get<4>(t);
   w.format = Format(std::get<5>(t));
   return w;
+}
+
+using LayerTuple = std::tuple<std::vector<RowsTuple>, std::vector<WeightTuple>>;
+
+// norms: input, q_a, kv_a, post. weights: q_a, q_b, kv_a, kv_b, o, router, gate_up, down, shared (or dense) gate, up, down.
+Stack make_stack(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> sizes, float eps,
+                 float softmax_scale, float route_scale, const std::vector<LayerTuple>& layers) {
+  const auto [heads, nope, rope, latent, value, top_k, num_experts] = sizes;
+  Stack stack{heads, nope, rope, latent, value, top_k, num_experts, eps, softmax_scale, route_scale, {}};
+  for (const auto& [norms, weights] : layers) {
+    if (norms.size() != 4 || weights.size() != 11) throw std::invalid_argument("a layer has 4 norms and 11 weights");
+    Layer layer{rows(norms[0]), rows(norms[1]), rows(norms[2]), rows(norms[3]), weight(weights[0]), weight(weights[1]),
+                weight(weights[2]), weight(weights[3]), weight(weights[4]), weight(weights[5]), weight(weights[6]),
+                weight(weights[7]), {weight(weights[8]), weight(weights[9]), weight(weights[10])}};
+    stack.layers.push_back(layer);
+  }
+  return stack;
 }
 
 // Instruction sets that this machine can run, best first.
@@ -106,6 +123,17 @@ class Runtime {
     call([&] { kernels_->attention(pool_, rows(q), weight(kv_b), rows(cache), layout, how, rows(out)); });
   }
 
+  void run_stack(const Stack& stack, RowsTuple x, Address cos, Address sin, Address query_scales,
+                 const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts, Address pages, int64_t max_pages,
+                 int64_t page_size, Address slots, const std::vector<RowsTuple>& caches) {
+    if (caches.size() != stack.layers.size()) throw std::invalid_argument("one cache per layer");
+    Step step{{at<const float>(cos), at<const float>(sin), stack.rope}, at<const float>(query_scales),
+              {lengths.data(), contexts.data(), at<const int64_t>(pages), int64_t(lengths.size()), max_pages, page_size},
+              at<const int64_t>(slots), {}};
+    for (const auto& cache : caches) step.caches.push_back(rows(cache));
+    call([&] { ventoux::run_stack(*kernels_, pool_, stack, rows(x), step); });
+  }
+
  private:
   template <class Work>
   void call(const Work& work) {
@@ -134,6 +162,8 @@ NB_MODULE(_native, m) {
   using ventoux::Runtime;
   m.def("instruction_sets", &ventoux::instruction_sets);
   m.def("use_huge_pages", &ventoux::use_huge_pages);
+  nb::class_<ventoux::Stack>(m, "Stack");
+  m.def("make_stack", &ventoux::make_stack);
   nb::class_<Runtime>(m, "Runtime")
       .def(nb::init<int, const std::string&>())
       .def_prop_ro("num_threads", &Runtime::num_threads)
@@ -142,5 +172,6 @@ NB_MODULE(_native, m) {
       .def("route", &Runtime::route)
       .def("moe", &Runtime::moe)
       .def("write_latent", &Runtime::write_latent)
-      .def("attention", &Runtime::attention);
+      .def("attention", &Runtime::attention)
+      .def("run_stack", &Runtime::run_stack);
 }

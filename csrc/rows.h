@@ -1,6 +1,8 @@
 // Activations in and out: from stored rows to split fp32 and back.
 #pragma once
 
+#include <vector>
+
 #include "dot.h"
 #include "pool.h"
 
@@ -8,7 +10,7 @@ namespace ventoux {
 namespace VENTOUX_ISA {
 
 // Scratch of the pool, by use. An operator's calls of others are over before it asks for its own.
-enum Slot { kSplitX, kHidden, kPairs, kOrder, kQueries, kPartials, kLocal };
+enum Slot { kSplitX, kHidden, kPairs, kQueries, kPartials, kLocal };
 
 // One row -> split fp32, zeros after the last column.
 inline void split_row(const void* row, bool bf16, int64_t cols, float* out) {
@@ -88,6 +90,23 @@ inline void for_each_group(int64_t begin, int64_t end, const Group& group) {
 inline float get(const Rows& x, int64_t row, int64_t col) {
   const char* p = x.row(row);
   return x.bf16 ? bf16_to_float(reinterpret_cast<const uint16_t*>(p)[col]) : reinterpret_cast<const float*>(p)[col];
+}
+
+// x += y, rounded once: the residual stream.
+inline void add(Pool& pool, Rows x, Rows y) {
+  constexpr int64_t kRowsPerTask = 32;
+  pool.run(int((x.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
+    const int64_t end = std::min(x.count, (task + 1) * kRowsPerTask);
+    static thread_local std::vector<float> a, b;
+    a.resize(size_t(padded(x.cols)));
+    b.resize(a.size());
+    for (int64_t r = task * kRowsPerTask; r < end; ++r) {
+      split_row(x.row(r), x.bf16, x.cols, a.data());
+      split_row(y.row(r), y.bf16, x.cols, b.data());
+      for (size_t i = 0; i < a.size(); i += kLanes) store(&a[i], load(&a[i]) + load(&b[i]));
+      join_row(a.data(), x.cols, x, r);
+    }
+  });
 }
 
 }  // namespace VENTOUX_ISA

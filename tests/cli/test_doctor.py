@@ -24,7 +24,8 @@ def small_tokenizer(monkeypatch):
 
 
 def test_every_operator_has_a_check():
-    assert set(selftest.OPERATOR_CHECKS) == {field.name for field in fields(REFERENCE)} - {"name"}
+    """But for `layers`, which is the others in one call: absorbed against expanded attention goes through it."""
+    assert set(selftest.OPERATOR_CHECKS) == {field.name for field in fields(REFERENCE)} - {"name", "layers"}
 
 
 def test_the_reference_passes():

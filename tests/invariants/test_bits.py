@@ -1,6 +1,7 @@
 """Promise 2, bit for bit: with native operators a request's tokens and log-probabilities are the same alone or in
 company, for any chunk size, prefix hit or miss, preempted or not, with one thread or two. No tolerances here."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -93,6 +94,15 @@ def test_preempted_or_not(dtype):
     outputs = run(tight, [*others, ask(LONG)])
     assert tight.scheduler.num_preemptions > 0
     assert bits(outputs) == alone(dtype)
+
+
+@DTYPES
+def test_all_layers_in_one_call_or_block_by_block(dtype):
+    """The fast path computes nothing of its own."""
+    blocks = replace(native_operators(2), layers=None)
+    one_by_one = tiny_model(tiny_config(rope=ROPE), ops=blocks).to(getattr(torch, dtype))
+    slow = tiny_engine(512, model=one_by_one, max_model_len=400, dtype=dtype)
+    assert bits(run(slow, [ask(LONG)])) == alone(dtype)
 
 
 @DTYPES

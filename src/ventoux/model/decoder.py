@@ -4,6 +4,8 @@ chunks, decode steps and scoring alike."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from ventoux.model.attention import LatentAttention
 from ventoux.model.layers import GatedMLP, RMSNorm
 from ventoux.model.moe import MoE
 from ventoux.model.rope import query_scale, yarn_inv_freq
-from ventoux.ops.spec import AttentionLayout, Operators, Positions
+from ventoux.ops.spec import AttentionLayout, LayerWeights, Operators, Positions, StackWeights
 
 Tensor = torch.Tensor
 
@@ -57,6 +59,26 @@ class Block(nn.Module):
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), positions, lengths, layout, cache_PSX)
         return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
 
+    @property
+    def weights(self) -> LayerWeights:
+        a, mlp = self.self_attn, self.mlp
+        routed = isinstance(mlp, MoE)
+        return LayerWeights(
+            input_norm=self.input_layernorm.weight,
+            q_a=a.q_a_proj.weight,
+            q_a_norm=a.q_a_layernorm.weight,
+            q_b=a.q_b_proj.weight,
+            kv_a=a.kv_a_proj_with_mqa.weight,
+            kv_a_norm=a.kv_a_layernorm.weight,
+            kv_b=a.kv_b_proj.weight,
+            o=a.o_proj.weight,
+            post_norm=self.post_attention_layernorm.weight,
+            router=mlp.gate.weight if routed else None,
+            gate_up=mlp.experts.gate_up_proj if routed else None,
+            down=mlp.experts.down_proj if routed else None,
+            mlp=mlp.shared_experts.weights if routed else mlp.weights,
+        )
+
 
 class BlockStack(nn.Module):
     """The layers and the final norm: all that the decoder and the draft have in common."""
@@ -64,6 +86,7 @@ class BlockStack(nn.Module):
     def __init__(self, config: TextConfig, ops: Operators):
         super().__init__()
         self.config = config
+        self.ops = ops
         self.layers = nn.ModuleList(Block(config, i, ops) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
 
@@ -73,9 +96,33 @@ class BlockStack(nn.Module):
         inv_freq = yarn_inv_freq(rope, self.config.qk_rope_head_dim).to(x_TD.device)
         angles_TR2 = inputs.positions_T.float()[:, None] * inv_freq
         positions = Positions(angles_TR2.cos(), angles_TR2.sin(), query_scale(inputs.positions_T, rope))
+        if self.ops.layers is not None and cache is not None and inputs.layout is not None:
+            return self.norm(self.ops.layers(x_TD, self.weights, positions, cache, inputs.layout))
         for i, layer in enumerate(self.layers):
             x_TD = layer(x_TD, positions, inputs.lengths, inputs.layout, cache[i] if cache is not None else None)
         return self.norm(x_TD)
+
+    @cached_property
+    def weights(self) -> StackWeights:
+        """The weights by name, for operators that run all layers in one call; gathered once."""
+        c = self.config
+        return StackWeights(
+            layers=tuple(cast(Block, layer).weights for layer in self.layers),
+            num_heads=c.num_attention_heads,
+            qk_nope_head_dim=c.qk_nope_head_dim,
+            qk_rope_head_dim=c.qk_rope_head_dim,
+            kv_lora_rank=c.kv_lora_rank,
+            v_head_dim=c.v_head_dim,
+            top_k=c.num_experts_per_tok,
+            eps=c.rms_norm_eps,
+            softmax_scale=c.softmax_scale,
+            route_scale=c.routed_scaling_factor,
+        )
+
+    def _apply(self, fn, recurse=True):
+        """Another type or device: whoever took addresses of the weights must take them again."""
+        self.__dict__.pop("weights", None)
+        return super()._apply(fn, recurse)
 
 
 class Decoder(BlockStack):

@@ -8,6 +8,16 @@ Weight = tuple[int, int, int, int, int, int]
 def instruction_sets() -> list[str]: ...
 def use_huge_pages(address: int, num_bytes: int) -> None: ...
 
+class Stack: ...
+
+def make_stack(
+    sizes: tuple[int, int, int, int, int, int, int],
+    eps: float,
+    softmax_scale: float,
+    route_scale: float,
+    layers: list[tuple[list[Rows], list[Weight]]],
+) -> Stack: ...
+
 class Runtime:
     def __init__(self, num_threads: int, instruction_set: str) -> None: ...
     @property
@@ -49,4 +59,19 @@ class Runtime:
         rope_width: int,
         query_scales: int,
         out: Rows,
+    ) -> None: ...
+    def run_stack(
+        self,
+        stack: Stack,
+        x: Rows,
+        cos: int,
+        sin: int,
+        query_scales: int,
+        lengths: tuple[int, ...],
+        context_lengths: tuple[int, ...],
+        pages: int,
+        max_pages: int,
+        page_size: int,
+        slots: int,
+        caches: list[Rows],
     ) -> None: ...

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from ventoux.errors import ConfigError
 from ventoux.ops.formats import Fp8Weight, Nvfp4Weight, Weight
 from ventoux.ops.reference import REFERENCE
-from ventoux.ops.spec import AttentionLayout, Operators, Positions
+from ventoux.ops.spec import AttentionLayout, LayerWeights, Operators, Positions, StackWeights
 
 try:
     from ventoux.ops import _native
@@ -86,6 +88,8 @@ class _Native:
     def __init__(self, runtime, instruction_set: str):
         self.runtime = runtime
         self.instruction_set = instruction_set
+        # Addresses of a model's weights, taken once; they go when the model does.
+        self.stacks: WeakKeyDictionary[StackWeights, Any] = WeakKeyDictionary()
 
     def operators(self) -> Operators:
         return replace(
@@ -99,6 +103,7 @@ class _Native:
             route=self.route,
             gated_mlp=self.gated_mlp,
             moe=self.moe,
+            layers=self.layers,
         )
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -210,3 +215,45 @@ class _Native:
             _rows(out_THO.flatten(1)),
         )
         return out_THO
+
+    def layers(
+        self, x_TD: Tensor, stack: StackWeights, positions: Positions, cache: list[Tensor], layout: AttentionLayout
+    ) -> Tensor:
+        prepared = self.stacks.get(stack)
+        if prepared is None:
+            prepared = self.stacks[stack] = _prepare(stack)
+        _require(cache[0].shape[2] == stack.kv_lora_rank + stack.qk_rope_head_dim, "latent and cache widths differ")
+        out_TD = x_TD.clone(memory_format=torch.contiguous_format)
+        self.runtime.run_stack(
+            prepared,
+            _rows(out_TD),
+            positions.cos_TR2.data_ptr(),
+            positions.sin_TR2.data_ptr(),
+            positions.query_scale_T.data_ptr(),
+            layout.lengths,
+            layout.context_lengths,
+            layout.pages_NP.data_ptr(),
+            layout.pages_NP.shape[1],
+            cache[0].shape[1],
+            layout.slots_T.data_ptr(),
+            [_rows(layer) for layer in cache],
+        )
+        return out_TD
+
+
+def _prepare(stack: StackWeights) -> Any:
+    assert _native is not None
+    first = next((layer for layer in stack.layers if layer.gate_up is not None), None)
+    num_experts = 0 if first is None or first.gate_up is None else first.gate_up.shape[0]
+    sizes = (
+        *(stack.num_heads, stack.qk_nope_head_dim, stack.qk_rope_head_dim, stack.kv_lora_rank, stack.v_head_dim),
+        *(stack.top_k, num_experts),
+    )
+    layers = [_layer(layer) for layer in stack.layers]
+    return _native.make_stack(sizes, stack.eps, stack.softmax_scale, stack.route_scale, layers)
+
+
+def _layer(w: LayerWeights) -> tuple[list, list]:
+    norms = [_rows(norm) for norm in (w.input_norm, w.q_a_norm, w.kv_a_norm, w.post_norm)]
+    weights = (w.q_a, w.q_b, w.kv_a, w.kv_b, w.o, w.router, w.gate_up, w.down, *w.mlp)
+    return norms, [_NO_WEIGHT if weight is None else _weight(weight) for weight in weights]

@@ -43,6 +43,42 @@ class Positions:
 
 
 @dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer, for providers that run it in one call. `router` is None in a dense layer, whose feed-forward is
+    `mlp` alone; else `mlp` is the shared expert."""
+
+    input_norm: Tensor
+    q_a: Weight
+    q_a_norm: Tensor
+    q_b: Weight
+    kv_a: Weight
+    kv_a_norm: Tensor
+    kv_b: Weight
+    o: Weight
+    post_norm: Tensor
+    router: Tensor | None
+    gate_up: Weight | None
+    down: Weight | None
+    mlp: tuple[Weight, Weight, Weight]
+
+
+@dataclass(frozen=True, eq=False)
+class StackWeights:
+    """All layers of a decoder or a draft, and what their operators need to know of the config."""
+
+    layers: tuple[LayerWeights, ...]
+    num_heads: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    kv_lora_rank: int
+    v_head_dim: int
+    top_k: int
+    eps: float
+    softmax_scale: float
+    route_scale: float
+
+
+@dataclass(frozen=True)
 class Operators:
     """One provider's operators. Weights are [out, in]; sums and softmax run in fp32 whatever the input type."""
 
@@ -71,6 +107,11 @@ class Operators:
     # the shared one (gate, up, down). G = 2F: gate rows, then up rows
     moe: Callable[[Tensor, Tensor, Tensor, Weight, Weight, tuple[Weight, Weight, Weight]], Tensor]
 
+    # (x_TD, stack, positions, cache, layout) -> the residual stream after all layers. None: block by block, through the
+    # operators above; where there is one, it gives the same bits
+    layers: Callable[[Tensor, StackWeights, Positions, list[Tensor], AttentionLayout], Tensor] | None = None
+
     def describe(self) -> str:
         """Which provider serves each operator, e.g. `rms_norm=reference, ...`."""
-        return ", ".join(f"{f.name}={getattr(self, f.name).__module__.rsplit('.', 1)[-1]}" for f in fields(self)[1:])
+        served = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        return ", ".join(f"{name}={by.__module__.rsplit('.', 1)[-1]}" for name, by in served.items() if by is not None)

@@ -139,9 +139,7 @@ def drill(tokenizer: Tokenizer, rng: random.Random) -> Encoded:
     """
     length = rng.randint(3, 20)
     if rng.random() < 0.6:
-        symbols = tokenizer.encode_text("0123456789+-*/() .=,")
-        symbols = rng.sample(symbols, rng.randint(3, len(symbols)))  # few of them repeat often, as digits do
-        piece = [rng.choice(symbols) for _ in range(length)]
+        piece = [rng.choice(tokenizer.encode_text("0123456789+-*/() .=,")) for _ in range(length)]
     else:
         piece = [rng.randrange(tokenizer.num_special_tokens, tokenizer.vocab_size) for _ in range(length)]
     times = rng.randint(2, 4)

@@ -37,12 +37,12 @@ __all__ = [
 
 DEFAULT_WEIGHTS = {
     "alphabet": 0.06,
-    "calc_call": 0.24,
-    "calc_result": 0.30,
+    "calc_call": 0.26,
+    "calc_result": 0.22,
     "sum_think": 0.13,
-    "chat": 0.16,
-    "image_calc": 0.04,
-    "image_read": 0.04,
+    "chat": 0.12,
+    "image_calc": 0.09,
+    "image_read": 0.09,
     "game": 0.03,
 }
 TASKS = tuple(DEFAULT_WEIGHTS)
