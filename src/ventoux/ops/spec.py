@@ -44,8 +44,10 @@ class Positions:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer, for providers that run it in one call. `router` is None in a dense layer, whose feed-forward is
-    `mlp` alone; else `mlp` is the shared expert."""
+    """One decoder layer, for providers that run it in one call.
+
+    `router` is None in a dense layer, whose feed-forward is `mlp` alone; else `mlp` is the shared expert.
+    """
 
     input_norm: Tensor
     q_a: Weight
