@@ -223,7 +223,8 @@ def _moe(ops: Operators) -> str:
     want = np.array([_mlp(row, *shared) for row in x])
     for t, k in np.ndindex(6, 2):
         e = int(expert_ids[t, k])
-        want[t] += float(weights[t, k]) * _mlp(x[t], *gate_up[e].chunk(2), down[e])
+        gate, up = gate_up[e].chunk(2)
+        want[t] += float(weights[t, k]) * _mlp(x[t], gate, up, down[e])
     return _compare(ops.moe(x, weights, expert_ids, gate_up, down, shared), want)
 
 
