@@ -17,6 +17,8 @@ namespace VENTOUX_ISA {
 constexpr int64_t kSegment = 256;
 constexpr int64_t kKeys = 64;
 constexpr int64_t kQueryRows = 64;  // query rows (tokens x heads) of one task
+// What segments that are shared out may take until they are merged; 256k tokens of context with 32 heads take 34 MB.
+constexpr int64_t kMaxPartialBytes = 64 << 20;
 
 // The pair (2i, 2i + 1) turned by angle i.
 inline void turn(float even, float odd, float cos, float sin, float* to_even, float* to_odd) {
@@ -274,8 +276,9 @@ inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_
 template <class Reader>
 inline void attend(Pool& pool, const Attend<Reader>& work, float* sums) {
   const int64_t H = work.how.heads, width = work.latent_width;
-  const int64_t tokens_per_block = std::max<int64_t>(1, kQueryRows / H), rows = tokens_per_block * H;
-  const std::vector<QueryBlock> blocks = cut_queries(work.layout, tokens_per_block);
+  const std::vector<QueryBlock> blocks = cut_queries(work.layout, std::max<int64_t>(1, kQueryRows / H));
+  int64_t rows = 0;
+  for (const QueryBlock& b : blocks) rows = std::max(rows, b.num_tokens * H);
   auto state_at = [&](float* memory) { return Softmax{memory, memory + rows, memory + 2 * rows}; };
   const int64_t state_size = rows * (width + 2);
 
@@ -300,8 +303,9 @@ inline void attend(Pool& pool, const Attend<Reader>& work, float* sums) {
 
   const int64_t num_blocks = int64_t(blocks.size());
   const int64_t num_partials = num_blocks ? blocks.back().first_partial + blocks.back().num_segments : 0;
-  if (num_blocks >= 4 * pool.num_threads() || num_partials == num_blocks) {
-    // Blocks enough for all: each thread takes one and does its segments in turn.
+  if (num_blocks >= 4 * pool.num_threads() || num_partials == num_blocks ||
+      num_partials * state_size * 4 > kMaxPartialBytes) {
+    // Blocks enough for all, or too much to hold: each thread takes a block and does its segments in turn.
     pool.run(int(num_blocks), [&](int task) {
       static thread_local std::vector<float> memory;
       memory.resize(size_t(2 * state_size));

@@ -60,6 +60,7 @@ struct Fp8Reader {
   Fp8Reader(const Weight& w, int64_t r) : p(w.row(r)) {}
 #if defined(__AVX512F__)
   // Exponent and mantissa move into a float's place; the exponent is 120 too small. Codes below 8 are subnormal: m / 512.
+  // 0x7f, NaN, would come out as 480: no checkpoint with it is loaded.
   static __m512 widen(__m512i code) {
     __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi32(0x7f));
     __m512i sign = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x80)), 24);

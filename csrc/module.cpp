@@ -137,6 +137,10 @@ class Runtime {
  private:
   template <class Work>
   void call(const Work& work) {
+#if defined(__linux__)
+    // After a fork there are no threads to wait for.
+    if (getpid() != process_) throw std::runtime_error("these operators were made in another process; make them after the fork");
+#endif
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(pool_.in_use());
     work();
@@ -144,6 +148,9 @@ class Runtime {
 
   Pool pool_;
   const Kernels* kernels_ = nullptr;
+#if defined(__linux__)
+  pid_t process_ = getpid();
+#endif
 };
 
 // Asks the kernel to back a range with huge pages: at 4 KiB a page, streaming weights misses the TLB all the time.

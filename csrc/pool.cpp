@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -24,15 +25,24 @@ inline void relax() {
 }  // namespace
 
 Pool::Pool(int num_threads) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  try {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (...) {  // the system has no more threads: those that started must end before the pool does
+    stop();
+    throw;
+  }
 }
 
 Pool::~Pool() {
+  stop();
+  for (auto& [memory, bytes] : scratch_) std::free(memory);
+}
+
+void Pool::stop() {
   stop_ = true;
   epoch_.fetch_add(1);
   epoch_.notify_all();
   for (auto& worker : workers_) worker.join();
-  for (auto& [memory, bytes] : scratch_) std::free(memory);
 }
 
 void Pool::dispatch(int count, const void* task, Call call) {
@@ -52,11 +62,18 @@ void Pool::dispatch(int count, const void* task, Call call) {
       std::this_thread::yield();
     }
   }
+  if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void Pool::take() {
-  for (int i = next_.fetch_add(1, std::memory_order_relaxed); i < count_; i = next_.fetch_add(1, std::memory_order_relaxed))
-    call_(task_, i);
+  try {
+    for (int i = next_.fetch_add(1, std::memory_order_relaxed); i < count_;
+         i = next_.fetch_add(1, std::memory_order_relaxed))
+      call_(task_, i);
+  } catch (...) {
+    next_.store(count_, std::memory_order_relaxed);
+    if (!failed_.exchange(true)) error_ = std::current_exception();
+  }
 }
 
 void Pool::work() {

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -20,7 +21,8 @@ class Pool {
 
   int num_threads() const { return int(workers_.size()) + 1; }
 
-  // Runs task(0) .. task(count - 1), the caller's thread included; returns when all are done. Not reentrant.
+  // Runs task(0) .. task(count - 1), the caller's thread included; returns when all are done. Not reentrant. If a task
+  // throws (memory may run out), the others are skipped and the first exception is thrown here.
   template <class Task>
   void run(int count, const Task& task) {
     if (count <= 0) return;
@@ -41,10 +43,14 @@ class Pool {
   void dispatch(int count, const void* task, Call call);
   void work();
   void take();
+  void stop();
 
   std::vector<std::thread> workers_;
   std::mutex in_use_;
   std::vector<std::pair<void*, size_t>> scratch_;
+
+  std::exception_ptr error_;  // the first one that a task threw
+  std::atomic<bool> failed_{false};
 
   alignas(64) std::atomic<unsigned> epoch_{0};  // rises by one per dispatch; workers wait for it
   alignas(64) std::atomic<int> next_{0};

@@ -261,3 +261,57 @@ def test_what_does_not_fit_is_refused(ops):
         ops.rms_norm(random(2, 32).half(), random(32), 1e-6)
     with pytest.raises(ConfigError, match="not sse9"):
         native_operators(1, "sse9")
+
+
+def test_what_native_code_would_misread_is_refused(ops):
+    """Strides, types and widths that it does not look at: each of these read other memory before it was checked."""
+    x, weight = random(2, 32), random(4, 32)
+    codes, scale = quantize_fp8(weight)
+    with pytest.raises(ConfigError, match="contiguous"):
+        ops.linear(x, Fp8Weight(codes, scale.expand(4)))
+    with pytest.raises(ConfigError, match="does not fit"):
+        ops.rms_norm(x, random(31), 1e-6)
+    with pytest.raises(ConfigError, match="5 of 4 experts"):
+        ops.route(x, weight, 5, 1.0)
+    with pytest.raises(ConfigError, match="widths"):
+        ops.gated_mlp(x, random(8, 32), random(8, 32), random(32, 7))
+    with pytest.raises(ConfigError, match="float32"):
+        shared = (random(8, 32), random(8, 32), random(32, 8))
+        ids = torch.zeros(2, 1, dtype=torch.int64)
+        ops.moe(x, torch.ones(2, 1).bfloat16(), ids, random(3, 16, 32), random(3, 32, 8), shared)
+    cached = Cached(ops, torch.float32, [40, 9])
+    positions, cached.positions = cached.positions, Positions(*(t.double() for t in vars(cached.positions).values()))
+    with pytest.raises(ConfigError, match="float32"):
+        cached.attend([(39, 40), (8, 9)])
+    cached.positions = positions
+    cached.pages = cached.pages.T.contiguous().T
+    with pytest.raises(ConfigError, match="int64"):
+        cached.attend([(39, 40), (8, 9)])
+
+
+def test_queries_that_are_not_contiguous(ops):
+    """A copy is made of them; it must live as long as native code reads it."""
+    cached = Cached(ops, torch.float32, [300])
+    want = cached.attend([(0, 300)])
+    cached.q = cached.q.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(cached.attend([(0, 300)]), want)
+
+
+def test_weights_that_moved_are_read_where_they_are():
+    """Addresses are taken once; `.to()` of the whole model must take them again."""
+    from tests.paging import PagedCache
+    from tests.tiny import tiny_config, tiny_model
+    from ventoux.model.decoder import ForwardInputs
+
+    model = tiny_model(ops=native_operators(1))
+    ids, positions = torch.arange(1000, 1009), torch.arange(9)
+
+    def hidden(dtype):
+        cache = PagedCache(tiny_config().text, [9], page_size=4, dtype=dtype)
+        return model(ForwardInputs(ids, positions, (9,), cache.layout([9])), cache.tensors)
+
+    first = hidden(torch.float32)
+    model.to(torch.bfloat16)
+    assert hidden(torch.bfloat16).dtype == torch.bfloat16
+    model.to(torch.float32)
+    assert (hidden(torch.float32) - first).abs().max() < 0.2  # rounded to bf16 and back, not read from freed memory

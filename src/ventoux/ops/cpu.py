@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ventoux.errors import ConfigError
-from ventoux.ops.formats import Fp8Weight, Nvfp4Weight, Weight
+from ventoux.ops.formats import FP8, Fp8Weight, Nvfp4Weight, Weight
 from ventoux.ops.reference import REFERENCE
-from ventoux.ops.spec import AttentionLayout, LayerWeights, Operators, Positions, StackWeights
+from ventoux.ops.spec import AttentionLayout, Operators, Positions, StackWeights
 
 try:
     from ventoux.ops import _native
@@ -51,15 +51,47 @@ def _rows(x: Tensor) -> tuple[int, int, int, bool]:
     return x.data_ptr(), x.numel() // cols, cols, x.dtype is torch.bfloat16
 
 
+def _address(t: Tensor, dtype: torch.dtype) -> int:
+    """Of a contiguous CPU tensor of that type."""
+    if t.dtype is not dtype or not t.is_contiguous() or not t.is_cpu:
+        raise ConfigError(
+            f"native operators need a contiguous {dtype} CPU tensor, not {t.dtype} {t.stride()} on {t.device}"
+        )
+    return t.data_ptr()
+
+
 def _weight(w: Weight) -> tuple[int, int, int, int, int, int]:
     """Addresses of codes, group scales and row scales, rows and columns of one matrix, format."""
     rows, cols = w.shape[-2:]
     if isinstance(w, Fp8Weight):
-        return w.codes.data_ptr(), 0, w.row_scale.data_ptr(), rows, cols, _FP8
+        return _address(w.codes, FP8), 0, _address(w.row_scale, torch.float32), rows, cols, _FP8
     if isinstance(w, Nvfp4Weight):
-        return w.codes.data_ptr(), w.group_scale.data_ptr(), w.row_scale.data_ptr(), rows, cols, _NVFP4
+        addresses = (_address(w.codes, torch.uint8), _address(w.group_scale, FP8), _address(w.row_scale, torch.float32))
+        return *addresses, rows, cols, _NVFP4
     address, _, _, bf16 = _rows(w)
     return address, 0, 0, rows, cols, _BF16 if bf16 else _F32
+
+
+def _mlp(x_TD: Tensor, gate: Weight, up: Weight, down: Weight) -> tuple[tuple, tuple, tuple]:
+    F, D = gate.shape
+    _require(x_TD.shape[-1] == D and up.shape == (F, D) and down.shape == (D, F), "an MLP's widths do not fit")
+    return _weight(gate), _weight(up), _weight(down)
+
+
+def _positions(positions: Positions, T: int) -> tuple[int, int, int]:
+    fields = positions.cos_TR2, positions.sin_TR2, positions.query_scale_T
+    _require(all(len(f) == T for f in fields), f"positions are not those of {T} tokens")
+    cos, sin, scale = (_address(f, torch.float32) for f in fields)
+    return cos, sin, scale
+
+
+def _layout(layout: AttentionLayout, T: int, page_size: int) -> tuple[int, int]:
+    """Addresses of page table and slots."""
+    _require(sum(layout.lengths) == T == len(layout.slots_T), f"the layout is not one of {T} tokens")
+    rows, width = layout.pages_NP.shape
+    _require(rows == len(layout.lengths) == len(layout.context_lengths), "one row of pages per sequence")
+    _require(max(layout.context_lengths, default=0) <= width * page_size, "a context is longer than its pages")
+    return _address(layout.pages_NP, torch.int64), _address(layout.slots_T, torch.int64)
 
 
 def _require(condition: bool, what: str) -> None:
@@ -81,7 +113,13 @@ def native_operators(num_threads: int, instruction_set: str | None = None) -> Op
     usable = _native.instruction_sets()
     chosen = instruction_set or usable[0]
     _require(chosen in usable, f"this machine runs {', '.join(usable)}, not {chosen}")
-    return _Native(_native.Runtime(num_threads, chosen), chosen).operators()
+    try:
+        runtime = _native.Runtime(num_threads, chosen)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{num_threads} threads cannot be started ({error}); choose fewer with --num-threads."
+        ) from error
+    return _Native(runtime, chosen).operators()
 
 
 class _Native:
@@ -108,6 +146,7 @@ class _Native:
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x_TD = x_TD.contiguous()
+        _require(weight_D.shape == x_TD.shape[-1:], f"{x_TD.shape} does not fit {weight_D.shape}")
         out_TD = torch.empty_like(x_TD)
         self.runtime.rms_norm(_rows(x_TD), _rows(weight_D), eps, _rows(out_TD))
         return out_TD
@@ -126,6 +165,8 @@ class _Native:
         return out_TF
 
     def route(self, x_TD: Tensor, gate_ED: Tensor, top_k: int, scale: float) -> tuple[Tensor, Tensor]:
+        _require(x_TD.shape[-1] == gate_ED.shape[-1], f"{x_TD.shape} does not fit {gate_ED.shape}")
+        _require(top_k <= len(gate_ED), f"{top_k} of {len(gate_ED)} experts")
         weights_TK = torch.empty(len(x_TD), top_k)
         expert_ids_TK = torch.empty(len(x_TD), top_k, dtype=torch.int64)
         self.runtime.route(_rows(x_TD), _weight(gate_ED), top_k, scale, weights_TK.data_ptr(), expert_ids_TK.data_ptr())
@@ -134,7 +175,7 @@ class _Native:
     def gated_mlp(self, x_TD: Tensor, gate_FD: Weight, up_FD: Weight, down_DF: Weight) -> Tensor:
         x_TD = x_TD.contiguous()
         out_TD = torch.empty_like(x_TD)
-        shared = _weight(gate_FD), _weight(up_FD), _weight(down_DF)
+        shared = _mlp(x_TD, gate_FD, up_FD, down_DF)
         self.runtime.moe(_rows(x_TD), 0, 0, 0, 0, _NO_WEIGHT, _NO_WEIGHT, *shared, _rows(out_TD))
         return out_TD
 
@@ -149,16 +190,19 @@ class _Native:
     ) -> Tensor:
         x_TD = x_TD.contiguous()
         weights_TK, expert_ids_TK = weights_TK.contiguous(), expert_ids_TK.contiguous()
+        E, G, D = gate_up_EGD.shape
+        _require(x_TD.shape[-1] == D and down_EDF.shape == (E, D, G // 2), "the experts' widths do not fit")
+        _require(weights_TK.shape == expert_ids_TK.shape == (len(x_TD), weights_TK.shape[1]), "one choice per token")
         out_TD = torch.empty_like(x_TD)
         self.runtime.moe(
             _rows(x_TD),
-            weights_TK.data_ptr(),
-            expert_ids_TK.data_ptr(),
+            _address(weights_TK, torch.float32),
+            _address(expert_ids_TK, torch.int64),
             weights_TK.shape[1],
-            gate_up_EGD.shape[0],
+            E,
             _weight(gate_up_EGD),
             _weight(down_EDF),
-            *(_weight(w) for w in shared),
+            *_mlp(x_TD, *shared),
             _rows(out_TD),
         )
         return out_TD
@@ -166,8 +210,10 @@ class _Native:
     def write_latent(
         self, kv_TX: Tensor, norm_C: Tensor, eps: float, positions: Positions, cache_PSX: Tensor, slots_T: Tensor
     ) -> None:
-        cos_TR2, sin_TR2 = positions.cos_TR2, positions.sin_TR2
-        rope_width = 2 * cos_TR2.shape[1]
+        kv_TX = kv_TX.contiguous()
+        cos, sin, _ = _positions(positions, len(kv_TX))
+        rope_width = 2 * positions.cos_TR2.shape[1]
+        _require(len(slots_T) == len(kv_TX), "one slot per token")
         _require(
             kv_TX.shape[1] == len(norm_C) + rope_width == cache_PSX.shape[2], "latent, rope and cache widths differ"
         )
@@ -175,11 +221,11 @@ class _Native:
             _rows(kv_TX),
             _rows(norm_C),
             eps,
-            cos_TR2.data_ptr(),
-            sin_TR2.data_ptr(),
+            cos,
+            sin,
             rope_width,
             _rows(cache_PSX),
-            slots_T.data_ptr(),
+            _address(slots_T, torch.int64),
         )
 
     def latent_attention(
@@ -191,27 +237,31 @@ class _Native:
         layout: AttentionLayout,
         scale: float,
     ) -> Tensor:
+        _require(isinstance(kv_b_GC, Tensor), "kv_b is dense")
         T, H, _ = q_THX.shape
+        q_TX = q_THX.flatten(1).contiguous()
+        cos, sin, scales = _positions(positions, T)
+        pages, _ = _layout(layout, T, cache_PSX.shape[1])
         R, C = 2 * positions.cos_TR2.shape[1], kv_b_GC.shape[1]
         N = q_THX.shape[2] - R
         O = kv_b_GC.shape[0] // H - N
         _require(cache_PSX.shape[2] == C + R, "latent, rope and cache widths differ")
         out_THO = q_THX.new_empty((T, H, O))
         self.runtime.attention(
-            _rows(q_THX.flatten(1)),
+            _rows(q_TX),
             _weight(kv_b_GC),
             _rows(cache_PSX),
             layout.lengths,
             layout.context_lengths,
-            layout.pages_NP.data_ptr(),
+            pages,
             layout.pages_NP.shape[1],
             cache_PSX.shape[1],
             (H, N, C, O),
             scale,
-            positions.cos_TR2.data_ptr(),
-            positions.sin_TR2.data_ptr(),
+            cos,
+            sin,
             R,
-            positions.query_scale_T.data_ptr(),
+            scales,
             _rows(out_THO.flatten(1)),
         )
         return out_THO
@@ -222,26 +272,31 @@ class _Native:
         prepared = self.stacks.get(stack)
         if prepared is None:
             prepared = self.stacks[stack] = _prepare(stack)
-        _require(cache[0].shape[2] == stack.kv_lora_rank + stack.qk_rope_head_dim, "latent and cache widths differ")
+        page_size, width = cache[0].shape[1:]
+        _require(width == stack.kv_lora_rank + stack.qk_rope_head_dim, "latent and cache widths differ")
+        cos, sin, scales = _positions(positions, len(x_TD))
+        pages, slots = _layout(layout, len(x_TD), page_size)
         out_TD = x_TD.clone(memory_format=torch.contiguous_format)
         self.runtime.run_stack(
-            prepared,
+            prepared[0],
             _rows(out_TD),
-            positions.cos_TR2.data_ptr(),
-            positions.sin_TR2.data_ptr(),
-            positions.query_scale_T.data_ptr(),
+            cos,
+            sin,
+            scales,
             layout.lengths,
             layout.context_lengths,
-            layout.pages_NP.data_ptr(),
+            pages,
             layout.pages_NP.shape[1],
-            cache[0].shape[1],
-            layout.slots_T.data_ptr(),
+            page_size,
+            slots,
             [_rows(layer) for layer in cache],
         )
         return out_TD
 
 
-def _prepare(stack: StackWeights) -> Any:
+def _prepare(stack: StackWeights) -> tuple[Any, list[Weight]]:
+    """The native stack, and the tensors whose addresses it holds: detached, they keep their memory whatever becomes of
+    the parameters."""
     assert _native is not None
     first = next((layer for layer in stack.layers if layer.gate_up is not None), None)
     num_experts = 0 if first is None or first.gate_up is None else first.gate_up.shape[0]
@@ -249,11 +304,16 @@ def _prepare(stack: StackWeights) -> Any:
         *(stack.num_heads, stack.qk_nope_head_dim, stack.qk_rope_head_dim, stack.kv_lora_rank, stack.v_head_dim),
         *(stack.top_k, num_experts),
     )
-    layers = [_layer(layer) for layer in stack.layers]
-    return _native.make_stack(sizes, stack.eps, stack.softmax_scale, stack.route_scale, layers)
+    kept: list[Weight] = []
 
+    def keep(weight: Weight) -> Weight:
+        kept.append(weight.detach() if isinstance(weight, Tensor) else weight)
+        return kept[-1]
 
-def _layer(w: LayerWeights) -> tuple[list, list]:
-    norms = [_rows(norm) for norm in (w.input_norm, w.q_a_norm, w.kv_a_norm, w.post_norm)]
-    weights = (w.q_a, w.q_b, w.kv_a, w.kv_b, w.o, w.router, w.gate_up, w.down, *w.mlp)
-    return norms, [_NO_WEIGHT if weight is None else _weight(weight) for weight in weights]
+    layers = []
+    for w in stack.layers:
+        norms = [_rows(cast(Tensor, keep(norm))) for norm in (w.input_norm, w.q_a_norm, w.kv_a_norm, w.post_norm)]
+        weights = (w.q_a, w.q_b, w.kv_a, w.kv_b, w.o, w.router, w.gate_up, w.down, *w.mlp)
+        layers.append((norms, [_NO_WEIGHT if weight is None else _weight(keep(weight)) for weight in weights]))
+    native = _native.make_stack(sizes, stack.eps, stack.softmax_scale, stack.route_scale, layers)
+    return native, kept
