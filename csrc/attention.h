@@ -27,24 +27,14 @@ inline void turn(float even, float odd, float cos, float sin, float* to_even, fl
 }
 
 inline void write_latent(Pool& pool, Rows rows, Rows norm, float eps, Rope rope, Rows cache, const int64_t* slots) {
-  const int64_t C = norm.cols, X = rows.cols, width = padded(C);
-  float* scratch = static_cast<float*>(pool.scratch(kLocal, size_t((rows.count + 1) * width) * 4));
-  float* weight = scratch + rows.count * width;
-  split_row(norm.data, norm.bf16, C, weight);
-  constexpr int64_t kRowsPerTask = 32;
-  pool.run(int((rows.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
-    for (int64_t t = task * kRowsPerTask; t < std::min(rows.count, (task + 1) * kRowsPerTask); ++t) {
-      float* split = scratch + t * width;
-      split_row(rows.row(t), rows.bf16, C, split);
-      scale_row(split, 1.0f / std::sqrt(sum_of_squares(split, C) / float(C) + eps), weight, C);
-      join_row(split, C, cache, slots[t]);
-      for (int64_t i = 0; i < (X - C) / 2; ++i) {
-        float even, odd;
-        turn(get(rows, t, C + 2 * i), get(rows, t, C + 2 * i + 1), rope.cos[t * rope.width / 2 + i],
-             rope.sin[t * rope.width / 2 + i], &even, &odd);
-        put(cache, slots[t], C + 2 * i, even);
-        put(cache, slots[t], C + 2 * i + 1, odd);
-      }
+  const int64_t C = norm.cols, half = rope.width / 2;
+  norm_rows(pool, rows, norm, eps, cache, [&](int64_t t) { return slots[t]; });
+  run_rows(pool, rows.count, [&](int64_t t) {
+    for (int64_t i = 0; i < half; ++i) {
+      float even, odd;
+      turn(get(rows, t, C + 2 * i), get(rows, t, C + 2 * i + 1), rope.cos[t * half + i], rope.sin[t * half + i], &even, &odd);
+      put(cache, slots[t], C + 2 * i, even);
+      put(cache, slots[t], C + 2 * i + 1, odd);
     }
   });
 }

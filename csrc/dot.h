@@ -23,38 +23,25 @@ inline int64_t padded(int64_t cols) { return (cols + kBlock - 1) / kBlock * kBlo
 inline int64_t split_index(int64_t j) { return j / kBlock * kBlock + (j % 2) * kLanes + j % kBlock / 2; }
 
 // Readers: how one format becomes floats. `block(i)` is columns 32 i .. 32 i + 31; `tail` reads a last, shorter block.
-struct Bf16Reader {
-  static constexpr Format kFormat = Format::kBf16;
+template <class Value, Pair (*split)(const void*)>
+struct DenseReader {
   const uint8_t* p;
-  Bf16Reader() = default;
-  Bf16Reader(const Weight& w, int64_t r) : p(w.row(r)) {}
-  explicit Bf16Reader(const void* row) : p(static_cast<const uint8_t*>(row)) {}
-  Pair block(int64_t i) const { return split_bf16(p + i * 2 * kBlock); }
-  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * 2 * kBlock, 0, 3); }
+  DenseReader() = default;
+  DenseReader(const Weight& w, int64_t r) : p(w.row(r)) {}
+  explicit DenseReader(const void* row) : p(static_cast<const uint8_t*>(row)) {}
+  static constexpr int64_t kBytes = kBlock * sizeof(Value);
+  Pair block(int64_t i) const { return split(p + i * kBytes); }
+  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBytes, 0, 3); }
   Pair tail(int64_t i, int64_t count) const {
-    alignas(64) uint16_t rest[kBlock] = {};
-    std::memcpy(rest, p + i * 2 * kBlock, size_t(count) * 2);
-    return split_bf16(rest);
+    alignas(64) Value rest[kBlock] = {};
+    std::memcpy(rest, p + i * kBytes, size_t(count) * sizeof(Value));
+    return split(rest);
   }
 };
-
-struct F32Reader {
-  static constexpr Format kFormat = Format::kF32;
-  const uint8_t* p;
-  F32Reader() = default;
-  F32Reader(const Weight& w, int64_t r) : p(w.row(r)) {}
-  explicit F32Reader(const void* row) : p(static_cast<const uint8_t*>(row)) {}
-  Pair block(int64_t i) const { return split_f32(p + i * 4 * kBlock); }
-  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * 4 * kBlock, 0, 3); }
-  Pair tail(int64_t i, int64_t count) const {
-    alignas(64) float rest[kBlock] = {};
-    std::memcpy(rest, p + i * 4 * kBlock, size_t(count) * 4);
-    return split_f32(rest);
-  }
-};
+using Bf16Reader = DenseReader<uint16_t, split_bf16>;
+using F32Reader = DenseReader<float, split_f32>;
 
 struct Fp8Reader {
-  static constexpr Format kFormat = Format::kFp8;
   const uint8_t* p;
   Fp8Reader() = default;
   Fp8Reader(const Weight& w, int64_t r) : p(w.row(r)) {}
@@ -95,7 +82,6 @@ struct Fp8Reader {
 
 // code x group scale has at most six significant bits: exact.
 struct Nvfp4Reader {
-  static constexpr Format kFormat = Format::kNvfp4;
   const uint8_t* p;
   const uint8_t* groups;
   Nvfp4Reader() = default;

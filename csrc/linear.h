@@ -46,30 +46,28 @@ inline void linear(Pool& pool, Rows x, const Weight& w, Rows out) {
   });
 }
 
-// Sum of squares of a split row, 16 lanes wide; the padding adds zeros.
-inline float sum_of_squares(const float* split, int64_t cols) {
-  V acc = zero();
-  for (int64_t i = 0; i < padded(cols); i += kLanes) acc = fma(load(split + i), load(split + i), acc);
-  float sums[4];
-  sum4(acc, acc, acc, acc, sums);
-  return sums[0];
+// Columns 0 .. norm.cols - 1 of each row, divided by the root of their mean square and times `norm`: into row to(r) of `out`.
+template <class To>
+inline void norm_rows(Pool& pool, Rows x, Rows norm, float eps, Rows out, const To& to) {
+  const int64_t cols = norm.cols, width = padded(cols);
+  float* scratch = static_cast<float*>(pool.scratch(kLocal, size_t((x.count + 1) * width) * 4));
+  float* weight = scratch + x.count * width;
+  split_row(norm.data, norm.bf16, cols, weight);
+  run_rows(pool, x.count, [&](int64_t r) {
+    float* split = scratch + r * width;
+    split_row(x.row(r), x.bf16, cols, split);
+    V squares = zero();  // the padding adds zeros
+    for (int64_t i = 0; i < width; i += kLanes) squares = fma(load(split + i), load(split + i), squares);
+    float sum[4];
+    sum4(squares, squares, squares, squares, sum);
+    const V factor = splat(1.0f / std::sqrt(sum[0] / float(cols) + eps));
+    for (int64_t i = 0; i < width; i += kLanes) store(split + i, load(split + i) * factor * load(weight + i));
+    join_row(split, cols, out, to(r));
+  });
 }
 
 inline void rms_norm(Pool& pool, Rows x, Rows weight, float eps, Rows out) {
-  const int64_t width = padded(x.cols);
-  constexpr int64_t kRowsPerTask = 16;
-  float* scratch = static_cast<float*>(pool.scratch(kLocal, size_t((x.count + 1) * width) * 4));
-  float* scales = scratch + x.count * width;
-  split_row(weight.data, weight.bf16, x.cols, scales);
-  pool.run(int((x.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
-    const int64_t end = std::min(x.count, (task + 1) * kRowsPerTask);
-    for (int64_t r = task * kRowsPerTask; r < end; ++r) {
-      float* split = scratch + r * width;
-      split_row(x.row(r), x.bf16, x.cols, split);
-      scale_row(split, 1.0f / std::sqrt(sum_of_squares(split, x.cols) / float(x.cols) + eps), scales, x.cols);
-      join_row(split, x.cols, out, r);
-    }
-  });
+  norm_rows(pool, x, weight, eps, out, [](int64_t r) { return r; });
 }
 
 inline void route(Pool& pool, Rows x, const Weight& gate, int64_t top_k, float scale, float* weights, int64_t* expert_ids) {

@@ -24,14 +24,20 @@ inline void split_row(const void* row, bool bf16, int64_t cols, float* out) {
   }
 }
 
+// each(r) for rows 0 .. count - 1: enough of them per task to pay for taking it.
+template <class Each>
+inline void run_rows(Pool& pool, int64_t count, const Each& each) {
+  constexpr int64_t kRowsPerTask = 16;
+  pool.run(int((count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
+    const int64_t end = std::min(count, (task + 1) * kRowsPerTask);
+    for (int64_t r = task * kRowsPerTask; r < end; ++r) each(r);
+  });
+}
+
 inline float* split_rows(Pool& pool, Rows x) {
   const int64_t width = padded(x.cols);
   float* out = static_cast<float*>(pool.scratch(kSplitX, size_t(x.count * width) * 4));
-  constexpr int64_t kRowsPerTask = 32;
-  pool.run(int((x.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
-    const int64_t end = std::min(x.count, (task + 1) * kRowsPerTask);
-    for (int64_t r = task * kRowsPerTask; r < end; ++r) split_row(x.row(r), x.bf16, x.cols, out + r * width);
-  });
+  run_rows(pool, x.count, [&](int64_t r) { split_row(x.row(r), x.bf16, x.cols, out + r * width); });
   return out;
 }
 
@@ -72,11 +78,6 @@ inline void join_row(const float* split, int64_t cols, const Rows& out, int64_t 
   }
 }
 
-// row *= factor * weight, all split
-inline void scale_row(float* row, float factor, const float* weight, int64_t cols) {
-  for (int64_t i = 0; i < padded(cols); i += kLanes) store(row + i, load(row + i) * splat(factor) * load(weight + i));
-}
-
 // Rows begin .. end - 1 in groups of nearly equal size, at most kMaxM each: group(first, count).
 template <class Group>
 inline void for_each_group(int64_t begin, int64_t end, const Group& group) {
@@ -94,18 +95,14 @@ inline float get(const Rows& x, int64_t row, int64_t col) {
 
 // x += y, rounded once: the residual stream.
 inline void add(Pool& pool, Rows x, Rows y) {
-  constexpr int64_t kRowsPerTask = 32;
-  pool.run(int((x.count + kRowsPerTask - 1) / kRowsPerTask), [&](int task) {
-    const int64_t end = std::min(x.count, (task + 1) * kRowsPerTask);
+  run_rows(pool, x.count, [&](int64_t r) {
     static thread_local std::vector<float> a, b;
     a.resize(size_t(padded(x.cols)));
     b.resize(a.size());
-    for (int64_t r = task * kRowsPerTask; r < end; ++r) {
-      split_row(x.row(r), x.bf16, x.cols, a.data());
-      split_row(y.row(r), y.bf16, x.cols, b.data());
-      for (size_t i = 0; i < a.size(); i += kLanes) store(&a[i], load(&a[i]) + load(&b[i]));
-      join_row(a.data(), x.cols, x, r);
-    }
+    split_row(x.row(r), x.bf16, x.cols, a.data());
+    split_row(y.row(r), y.bf16, x.cols, b.data());
+    for (size_t i = 0; i < a.size(); i += kLanes) store(&a[i], load(&a[i]) + load(&b[i]));
+    join_row(a.data(), x.cols, x, r);
   });
 }
 
