@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
 from tests.tiny import tiny_config, tiny_model
-from ventoux.config import EngineConfig, EnginePlan, StoredWeights, resolve
+from ventoux.config import EngineConfig, EnginePlan, Speculation, StoredWeights, resolve
+from ventoux.engine.drafting import Drafter
 from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput, ImageInput, Request, SamplingParams
+from ventoux.engine.runner import Runner
 from ventoux.hardware import Hardware
 
 MACHINE = Hardware(num_cores=1, memory_bytes=2**32, available_bytes=2**32)
 
 
-def plan(num_pages: int = 256, **choices) -> EnginePlan:
+def plan(num_pages: int = 256, speculation: Speculation | None = None, **choices) -> EnginePlan:
     """A plan for the tiny model: 4 tokens a page, so that short prompts span many pages."""
     defaults = {"max_model_len": 160, "page_size": 4, "dtype": "float32", "num_threads": 1}
     engine = EngineConfig(**{**defaults, **choices})
     config = tiny_config()
-    page_bytes = config.text.latent_dim * config.text.num_hidden_layers * 4 * engine.page_size
+    speculation = speculation or Speculation()
+    page_bytes = (config.text.cached_values + speculation.draft_cached_values) * 4 * engine.page_size
     engine = EngineConfig(**{**defaults, **choices, "kv_cache_memory": num_pages * page_bytes})
-    return resolve(config, StoredWeights(100_000), engine, MACHINE)
+    return resolve(config, StoredWeights(100_000), engine, MACHINE, speculation)
 
 
-def tiny_engine(num_pages: int = 256, model=None, mask_factory=None, **choices) -> Engine:
-    return Engine(model or tiny_model(), plan(num_pages, **choices), mask_factory)
+def tiny_engine(
+    num_pages: int = 256,
+    model=None,
+    mask_factory=None,
+    make_drafter: Callable[[Runner, EnginePlan], Drafter] | None = None,
+    speculation: Speculation | None = None,
+    **choices,
+) -> Engine:
+    """`make_drafter(runner, plan)` guesses three tokens at a time, unless `speculation` says otherwise."""
+    if make_drafter is None:
+        return Engine(model or tiny_model(), plan(num_pages, **choices), mask_factory)
+    drafting = plan(num_pages, speculation or Speculation("test", 3), **choices)
+    return Engine(model or tiny_model(), drafting, mask_factory, lambda runner: make_drafter(runner, drafting))
 
 
 def prompt(length: int, seed: int = 0, vocab_size: int = 1317) -> list[int]:

@@ -74,8 +74,8 @@ def tiny_model(config: ModelConfig | None = None, seed: int = 0, ops: Operators 
     return model.requires_grad_(False).eval()
 
 
-def tiny_draft(config: ModelConfig | None = None, seed: int = 0) -> Draft:
-    draft = Draft((config or tiny_draft_config()).text, REFERENCE)
+def tiny_draft(config: ModelConfig | None = None, seed: int = 0, ops: Operators = REFERENCE) -> Draft:
+    draft = Draft((config or tiny_draft_config()).text, ops)
     _init(draft, seed)
     return draft.requires_grad_(False).eval()
 

@@ -30,11 +30,12 @@ def plain(model: Mistral4, seed: int) -> None:
 
 
 def batch(step: int) -> tuple[ForwardInputs, torch.Tensor]:
-    """Pieces of 3 to 20 digits, repeated to 64 tokens; the loss is on the repetitions."""
+    """Pieces of 3 to 20 digits, of 2 to 10 different ones, repeated to 64 tokens; the loss is on the repetitions."""
     rng = random.Random(step)
     ids, targets = [], []
     for _ in range(SEQUENCES):
-        piece = [rng.choice(DIGITS) for _ in range(rng.randint(3, 20))]
+        digits = rng.sample(DIGITS, rng.randint(2, 10))
+        piece = [rng.choice(digits) for _ in range(rng.randint(3, 20))]
         row = (piece * LENGTH)[:LENGTH]
         ids += row
         targets += [row[i + 1] if len(piece) <= i + 1 < LENGTH else -100 for i in range(LENGTH)]

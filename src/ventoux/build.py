@@ -9,17 +9,22 @@ from pathlib import Path
 
 import torch
 
-from ventoux.checkpoint.files import open_checkpoint
-from ventoux.checkpoint.load import load_model
-from ventoux.config import EngineConfig, EnginePlan, ModelConfig, resolve
+from ventoux.checkpoint.files import Checkpoint, open_checkpoint
+from ventoux.checkpoint.hub import resolve_model
+from ventoux.checkpoint.load import load_draft, load_model
+from ventoux.config import EngineConfig, EnginePlan, ModelConfig, Speculation, resolve
+from ventoux.engine.drafting import Drafter, EagleDrafter, NgramDrafter
 from ventoux.engine.engine import Engine, MaskFactory
-from ventoux.engine.runner import DTYPES
+from ventoux.engine.runner import DTYPES, Runner
 from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware, probe_hardware
 from ventoux.ops.cpu import instruction_sets, native_operators
 from ventoux.ops.reference import REFERENCE
 from ventoux.ops.spec import Operators
+from ventoux.speculative import SpeculativeConfig, parse_speculative
 
+# Where a draft lies in its model's folder.
+DRAFT_FOLDER = "eagle"
 Progress = Callable[[int, int], None]
 
 
@@ -70,12 +75,64 @@ def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None 
         text = replace(text, rope=replace(text.rope, apply_scale=choices.yarn_apply_scale))
         checkpoint = replace(checkpoint, config=replace(checkpoint.config, text=text))
     config = checkpoint.config
-    plan = resolve(config, checkpoint.weights(), choices, probe())
+    asked = parse_speculative(choices.speculative_config)
+    draft = open_draft(folder, asked, config)
+    plan = resolve(config, checkpoint.weights(), choices, probe(), speculation(asked, draft, config))
     torch.set_num_threads(plan.num_threads)
     ops = choose_operators(plan)
     plan = replace(plan, operators=ops.name)
     model = load_model(checkpoint, ops, dtype=DTYPES[plan.dtype], device=plan.device, progress=progress)
-    return Built(Engine(model, plan, _mask_factory(folder)), plan, config)
+
+    def make_drafter(runner: Runner) -> Drafter:
+        if draft is None:
+            return NgramDrafter(asked.prompt_lookup_max, min(asked.prompt_lookup_min, asked.prompt_lookup_max))
+        weights = load_draft(draft, ops, dtype=DTYPES[plan.dtype], device=plan.device, progress=progress)
+        return EagleDrafter(weights, runner, plan)
+
+    drafting = None if plan.speculation == "none" else make_drafter
+    return Built(Engine(model, plan, _mask_factory(folder), drafting), plan, config)
+
+
+def open_draft(folder: Path, asked: SpeculativeConfig, target: ModelConfig) -> Checkpoint | None:
+    """The draft that is to guess for the model in `folder`: the one asked for, or the one that lies in the folder.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+        ConfigError: none was found though EAGLE was asked for, or it does not fit the model.
+    """
+    if asked.method in ("ngram", "none"):
+        return None
+    place = resolve_model(asked.model) if asked.model is not None else folder / DRAFT_FOLDER
+    if asked.model is None and not place.is_dir():
+        if asked.method == "eagle":
+            raise ConfigError(
+                f'--speculative-config: which draft? Name one with "model"; {folder} has no folder {DRAFT_FOLDER}.'
+            )
+        return None
+    draft = open_checkpoint(place)
+    text, own = target.text, draft.config.text
+    problems = [] if draft.config.is_draft else ["it is a whole model, not a draft"]
+    for name in ("hidden_size", "vocab_size"):
+        if getattr(own, name) != getattr(text, name):
+            problems.append(f"its {name} is {getattr(own, name)}, the model's is {getattr(text, name)}")
+    if asked.max_model_len is not None and asked.max_model_len > own.max_position_embeddings:
+        problems.append(f"max_model_len {asked.max_model_len} is more than its {own.max_position_embeddings} positions")
+    if problems:
+        raise ConfigError(f"The draft {place} cannot guess for this model: {'; '.join(problems)}.")
+    return draft
+
+
+def speculation(asked: SpeculativeConfig, draft: Checkpoint | None, target: ModelConfig) -> Speculation:
+    """What the plan has to know. A draft reads positions as the target does, so its own limit binds only if asked."""
+    if draft is None:
+        return Speculation("ngram", asked.num_speculative_tokens) if asked.method == "ngram" else Speculation()
+    return Speculation(
+        "eagle",
+        asked.num_speculative_tokens,
+        draft.weights(),
+        draft.config.text.cached_values,
+        asked.max_model_len or min(draft.config.text.max_position_embeddings, target.text.max_position_embeddings),
+    )
 
 
 def _mask_factory(folder: Path) -> MaskFactory:

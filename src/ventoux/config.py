@@ -65,6 +65,11 @@ class TextConfig:
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     @property
+    def cached_values(self) -> int:
+        """Cached values per token in all layers."""
+        return self.latent_dim * self.num_hidden_layers
+
+    @property
     def softmax_scale(self) -> float:
         """1/sqrt(qk_head_dim); with `apply_scale`, YaRN's mscale squared on top."""
         scale = self.qk_head_dim**-0.5
@@ -122,6 +127,17 @@ class StoredWeights:
     formats: str = ""
 
 
+@dataclass(frozen=True)
+class Speculation:
+    """Who guesses tokens ("eagle", "ngram", "none"), how many, and what a draft model takes."""
+
+    method: str = "none"
+    num_tokens: int = 0
+    draft_weights: StoredWeights = StoredWeights(0)
+    draft_cached_values: int = 0
+    draft_max_model_len: int | None = None
+
+
 # ------------------------------------------------------------------------------------------------- choices: the user
 
 
@@ -151,6 +167,11 @@ class EngineConfig:
     )
     operators: str = _choice(
         "auto", "who computes: native code (cpu) or plain PyTorch", choices=("auto", "cpu", "reference")
+    )
+    speculative_config: str | None = _choice(
+        None,
+        'drafting as JSON, e.g. {"method": "ngram"} (default: the draft in the model\'s folder, if any)',
+        aliases=("-sc",),
     )
     num_threads: int | None = _choice(None, "CPU threads (default: the cores that this process may use)")
     seed: int = _choice(0, "seed of the generator that seeds requests which bring none")
@@ -209,6 +230,9 @@ class EnginePlan:
     max_num_batched_tokens: int
     page_size: int
     num_pages: int
+    speculation: str
+    num_speculative_tokens: int
+    draft_max_model_len: int
     enable_prefix_caching: bool
     image_cache_size: int
     seed: int
@@ -232,7 +256,13 @@ FP32_UP_TO_PARAMETERS = 500_000_000
 CPU_CACHE_BYTES = 4 * 2**30
 
 
-def resolve(model: ModelConfig, weights: StoredWeights, engine: EngineConfig, hardware: Hardware) -> EnginePlan:
+def resolve(
+    model: ModelConfig,
+    weights: StoredWeights,
+    engine: EngineConfig,
+    hardware: Hardware,
+    speculation: Speculation | None = None,
+) -> EnginePlan:
     """Turns facts, choices and machine into the plan.
 
     Raises:
@@ -240,12 +270,10 @@ def resolve(model: ModelConfig, weights: StoredWeights, engine: EngineConfig, ha
     """
     if engine.device == "cuda" and not hardware.cuda_name:
         raise ConfigError("--device cuda: no CUDA device was found here; leave the flag out to run on the CPU.")
-    for name, lowest in _LOWEST.items():
-        value = getattr(engine, name)
-        if value is not None and value < lowest:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}.")
     for f in fields(engine):
-        value, allowed = getattr(engine, f.name), f.metadata.get("choices")
+        value, allowed, lowest = getattr(engine, f.name), f.metadata.get("choices"), _LOWEST.get(f.name)
+        if lowest is not None and value is not None and value < lowest:
+            raise ConfigError(f"--{f.name.replace('_', '-')} must be at least {lowest}, got {value}.")
         if allowed and value not in allowed:
             raise ConfigError(f"--{f.name.replace('_', '-')} must be one of {', '.join(allowed)}, got {value!r}.")
     if not 0 < engine.memory_utilization <= 1:
@@ -264,11 +292,14 @@ def resolve(model: ModelConfig, weights: StoredWeights, engine: EngineConfig, ha
         dtype = "float32" if device == "cpu" and small and not hardware.has_fast_bf16 else "bfloat16"
     kv_dtype = dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
 
-    weight_bytes = weights.dense_parameters * BYTES_PER_VALUE[dtype] + weights.quantized_bytes
+    speculation = speculation or Speculation()
+    draft = speculation.draft_weights
+    dense_parameters = weights.dense_parameters + draft.dense_parameters
+    weight_bytes = dense_parameters * BYTES_PER_VALUE[dtype] + weights.quantized_bytes + draft.quantized_bytes
     budget = int(available * engine.memory_utilization) - weight_bytes
     text = model.text
-    slot_bytes = text.latent_dim * text.num_hidden_layers * BYTES_PER_VALUE[kv_dtype]
-    page_bytes = slot_bytes * engine.page_size
+    cached_values = text.cached_values + speculation.draft_cached_values
+    page_bytes = cached_values * BYTES_PER_VALUE[kv_dtype] * engine.page_size
     longest = engine.max_model_len or text.max_position_embeddings
     if longest > text.max_position_embeddings:
         raise ConfigError(
@@ -306,6 +337,9 @@ def resolve(model: ModelConfig, weights: StoredWeights, engine: EngineConfig, ha
         max_num_batched_tokens=engine.max_num_batched_tokens,
         page_size=engine.page_size,
         num_pages=num_pages,
+        speculation=speculation.method,
+        num_speculative_tokens=speculation.num_tokens,
+        draft_max_model_len=min(speculation.draft_max_model_len or longest, longest),
         enable_prefix_caching=engine.enable_prefix_caching,
         image_cache_size=engine.image_cache_size,
         seed=engine.seed,

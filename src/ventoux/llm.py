@@ -8,6 +8,7 @@ print(llm.chat([{"role": "user", "content": "Hi"}]).outputs[0].text)
 from __future__ import annotations
 
 import itertools
+import json
 import queue
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,8 @@ class LLM:
     """A model in this process. `model` is a folder (either layout), a Hub id, or None for the bundled one.
 
     Args:
-        choices: fields of `EngineConfig`, e.g. `max_model_len=8192`, `dtype="float32"`.
+        choices: fields of `EngineConfig`, e.g. `max_model_len=8192`, `dtype="float32"`. `speculative_config` may be a
+            mapping.
 
     Raises:
         CheckpointError, ConfigError: the model cannot be loaded here.
@@ -83,6 +85,8 @@ class LLM:
 
     def __init__(self, model: str | Path | None = None, *, progress: Progress | None = None, **choices: Any):
         folder = resolve_model(None if model is None else str(model))
+        if isinstance(drafting := choices.get("speculative_config"), dict):
+            choices["speculative_config"] = json.dumps(drafting)
         built = build_engine(folder, EngineConfig(**choices), progress)
         self.plan = built.plan
         self.config = built.config

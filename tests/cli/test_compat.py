@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import pytest
 
 from ventoux.cli import main
-from ventoux.cli.compat import add_compatible_flags, check_speculative, images_per_prompt, notices
+from ventoux.cli.compat import add_compatible_flags, images_per_prompt, join_speculative, notices
 from ventoux.cli.flags import add_flags, normalise
 from ventoux.cli.serve import add_arguments
 from ventoux.config import EngineConfig
 from ventoux.errors import ConfigError
+from ventoux.speculative import SpeculativeConfig, parse_speculative
 
 CARD = (
     "mistralai/Mistral-Small-4 --max-model-len 262144 --tensor-parallel-size 2 --attention-backend FLASH_ATTN_MLA"
@@ -62,40 +64,75 @@ def test_image_limits_that_are_no_good(text):
         images_per_prompt(text)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--speculative-config", '{"method": "none"}'],
-        ['--speculative-config={"method": "none"}'],
-        ["-sc", '{"method": "none"}'],
-        ["--speculative-config.method", "none"],
-        ["--speculative-config.method=none"],
-    ],
-)
-def test_no_drafting_is_accepted(words):
-    assert check_speculative(["serve", *words, "--port", "1"]) == ["serve", "--port", "1"]
+EAGLE = {"method": "eagle", "model": "mistralai/draft", "num_speculative_tokens": 3}
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--speculative-config", '{"method": "eagle", "model": "x", "num_speculative_tokens": 3}'],
-        ["--speculative-config.method", "eagle", "--speculative-config.num_speculative_tokens", "3"],
-        ["--speculative-config.model", "x"],
+        ["--speculative-config", json.dumps(EAGLE)],
+        [f"--speculative-config={json.dumps(EAGLE)}"],
+        ["-sc", json.dumps(EAGLE)],
+        [
+            *("--speculative-config.method", "eagle", "--speculative-config.model=mistralai/draft"),
+            "-sc",
+            '{"num_speculative_tokens": 3}',
+        ],
     ],
 )
-def test_drafting_is_refused_with_advice(words):
-    with pytest.raises(ConfigError, match="Leave the flag out"):
-        check_speculative(["serve", *words])
+def test_all_forms_of_the_speculative_config_become_one(words):
+    flag, equals, value = join_speculative(["serve", *words, "--port", "1"])[1].partition("=")
+    assert (flag, equals, json.loads(value)) == ("--speculative-config", "=", EAGLE)
+    assert join_speculative(["serve", *words, "--port", "1"])[2:] == ["--port", "1"]
+
+
+def test_the_card_s_speculative_config():
+    """Underscores, a line break inside, numbers as strings, and a key that has no effect here."""
+    text = """{
+    "model": "mistralai/Mistral-Small-4-119B-2603-eagle",
+    "num_speculative_tokens": 3,
+    "method": "eagle",
+    "max_model_len": "16384"
+  }"""
+    words = join_speculative(normalise(["serve", "--speculative_config", text, "model"]))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    config = parse_speculative(parser.parse_args(words[1:]).speculative_config)
+    assert config == SpeculativeConfig("eagle", "mistralai/Mistral-Small-4-119B-2603-eagle", 3, 16384)
 
 
 @pytest.mark.parametrize("value", ["eagle", "[1]", ""])
 def test_speculative_config_must_be_an_object(value):
     with pytest.raises(ConfigError, match="must be a JSON object"):
-        check_speculative(["serve", "--speculative-config", value])
+        join_speculative(["serve", "--speculative-config", value])
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"method": "medusa"}, "method must be one of"),
+        ({"method": "eagle", "num_speculative_tokens": 0}, "whole number from 1"),
+        ({"num_speculative_tokens": 99}, "at most 16"),
+        ({"num_speculative_tokens": "many"}, "whole number"),
+        ({"max_model_len": -1}, "max_model_len must be"),
+        ({"num_tokens": 3}, "unknown key 'num_tokens'"),
+        ({"model": 7}, "a folder or a Hub id"),
+        ({"method": "ngram", "model": "x"}, "takes no model"),
+        ({"method": "ngram", "prompt_lookup_min": 5, "prompt_lookup_max": 3}, "must not exceed"),
+        ({"draft_sample_method": "probabilistic"}, "can only be greedy"),
+    ],
+)
+def test_what_is_wrong_with_a_speculative_config(config, problem):
+    with pytest.raises(ConfigError, match=problem):
+        parse_speculative(config)
+
+
+def test_all_problems_of_a_speculative_config_at_once():
+    with pytest.raises(ConfigError, match=r"method.*; num_speculative_tokens"):
+        parse_speculative({"method": "x", "num_speculative_tokens": 0})
 
 
 def test_refused_on_the_command_line(capsys):
     """With underscores too: they are made dashes before anything looks at the flag."""
-    assert main(["serve", "--speculative_config", '{"method": "eagle"}']) == 2
-    assert "drafting is not built yet" in capsys.readouterr().err
+    assert main(["serve", "--speculative_config", '{"method": "medusa"}']) == 2
+    assert "method must be one of" in capsys.readouterr().err

@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "": 0,  # the package's own __init__
     "errors": 0,
     "config": 0,
+    "speculative": 0,
     "hardware": 0,
     "ops.spec": 1,
     "ops.formats": 1,
@@ -42,6 +43,7 @@ FLOORS: dict[str, int] = {
 # What a room may import beside lower floors: neighbours on its own floor, besides itself.
 NEIGHBOURS: dict[str, set[str]] = {
     "config": {"errors", "hardware"},
+    "speculative": {"errors"},
     "text": {"engine"},  # request records only; see NO_TORCH
     "llm": {"build"},
     "worker": {"build"},
@@ -55,6 +57,7 @@ NO_TORCH = (
     "server",
     "errors",
     "config",
+    "speculative",
     "hardware",
     "worker",
     "cli",

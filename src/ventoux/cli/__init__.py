@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from ventoux import __version__
-from ventoux.cli.compat import check_speculative
+from ventoux.cli.compat import join_speculative
 from ventoux.cli.flags import normalise, with_config_file
 from ventoux.errors import ConfigError, UserError, VentouxError
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in words if not word.startswith("-")), None)
     try:
         if chosen == "serve":
-            words = check_speculative(with_config_file(normalise(words)))
+            words = join_speculative(with_config_file(normalise(words)))
         parser = build_parser(chosen)
         args, unknown = parser.parse_known_args(normalise(words))
         if unknown:

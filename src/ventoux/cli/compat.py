@@ -6,6 +6,7 @@ import argparse
 import json
 
 from ventoux.errors import ConfigError
+from ventoux.speculative import FLAG, parse_speculative
 
 # flag: (the values it may take; None: any, () : it takes none, why it has no effect)
 _ALWAYS_ON: dict[str, tuple[tuple[str, ...] | None, str]] = {
@@ -60,28 +61,27 @@ def images_per_prompt(text: str) -> int:
     return count
 
 
-def check_speculative(argv: list[str]) -> list[str]:
-    """Takes `--speculative-config JSON`, `-sc JSON` and the dotted form out of argv and judges them.
+def join_speculative(argv: list[str]) -> list[str]:
+    """One `--speculative-config=JSON` for all forms it comes in: JSON, `-sc JSON`, dotted (`-sc.method eagle`).
 
-    Raises ConfigError for anything but {"method": "none"}: drafting is not built yet.
+    Raises ConfigError if it is no JSON object, or says what cannot be.
     """
     rest: list[str] = []
     config: dict[str, object] = {}
     words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
-        if name not in ("--speculative-config", "-sc") and not name.startswith("--speculative-config."):
+        flag, _, key = name.partition(".")
+        if flag not in (FLAG, "-sc"):
             rest.append(word)
             continue
         value = value if equals else next(words, "")
-        key = name.partition(".")[2]
         try:
             config.update({key: value} if key else json.loads(value))
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"--speculative-config must be a JSON object, got {value!r}.") from error
-    if config and config.get("method") != "none":
-        raise ConfigError(
-            "--speculative-config: drafting is not built yet. Leave the flag out: answers are the same without it,"
-            " only slower."
-        )
-    return rest
+            raise ConfigError(f"{FLAG} must be a JSON object, got {value!r}.") from error
+    if not config:
+        return rest
+    parse_speculative(config)
+    command, *others = rest
+    return [command, f"{FLAG}={json.dumps(config)}", *others]

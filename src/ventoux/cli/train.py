@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decay-steps", type=int, help="the last steps, over which the rate falls to zero")
     parser.add_argument("--tokens-per-step", type=int, help="packed tokens per step")
     parser.add_argument("--learning-rate", type=float, help="highest rate")
-    parser.add_argument("--num-threads", type=int, default=0, help="CPU threads (default: torch decides)")
+    parser.add_argument("--num-threads", type=int, help="threads, each with its share of every step (default: 2)")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the model there as a checkpoint when done")
 
 
@@ -29,12 +29,11 @@ def run(args: argparse.Namespace) -> int:
     from ventoux.train.demo_model import NUM_RANKS
     from ventoux.train.export import export
 
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    torch.set_num_threads(1)  # operators'; the trainer runs as many of its own as asked
     given = {f.name: getattr(args, f.name, None) for f in fields(TrainConfig)}
     config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
-    if config.decay_steps < 1 or config.steps < 1:
-        raise ConfigError("--steps and --decay-steps must be at least 1.")
+    if min(config.steps, config.decay_steps, config.num_threads) < 1:
+        raise ConfigError("--steps, --decay-steps and --num-threads must be at least 1.")
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(write_tekken(args.out / "tekken.json", num_ranks=NUM_RANKS))
     trainer = Trainer(config, tokenizer, args.out)

@@ -1,36 +1,54 @@
-"""The chunks of a step -> the tensors of one forward."""
+"""Tokens of many sequences -> the tensors of one forward, of the model or of its draft."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ventoux.engine.scheduler import Chunk
+from ventoux.engine.sequence import Sequence
 from ventoux.model.decoder import ForwardInputs
 from ventoux.ops.spec import AttentionLayout
 
 
-def build(chunks: list[Chunk], page_size: int, image_rows: Mapping[bytes, torch.Tensor], device: str) -> ForwardInputs:
-    """Packs chunks in order. `image_rows` holds the encoded images [rows, D] by content hash."""
-    token_ids = [t for c in chunks for t in c.sequence.token_ids[c.start : c.stop]]
-    positions = np.concatenate([np.arange(c.start, c.stop) for c in chunks])
-    most = max(len(c.sequence.pages) for c in chunks)
-    pages = np.zeros((len(chunks), most), dtype=np.int64)
+class Span(NamedTuple):
+    """Tokens to compute for a sequence, whose latents go to the positions from `start` on."""
+
+    sequence: Sequence
+    start: int
+    token_ids: list[int]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+def build(
+    spans: list[Span], page_size: int, image_rows: Mapping[bytes, torch.Tensor], device: str, ahead: int = 0
+) -> ForwardInputs:
+    """Packs spans in order. `image_rows` holds the encoded images [rows, D] by content hash.
+
+    `ahead`: how far the tokens stand ahead of the positions that they are computed at (1 in a draft).
+    """
+    token_ids = [t for span in spans for t in span.token_ids]
+    positions = np.concatenate([np.arange(c.start, c.stop) for c in spans])
+    most = max(len(c.sequence.pages) for c in spans)
+    pages = np.zeros((len(spans), most), dtype=np.int64)
     slots = []
-    for i, c in enumerate(chunks):
+    for i, c in enumerate(spans):
         own = np.asarray(c.sequence.pages)
         pages[i, : len(own)] = own
         where = np.arange(c.start, c.stop)
         slots.append(own[where // page_size] * page_size + where % page_size)
     layout = AttentionLayout(
-        lengths=tuple(c.length for c in chunks),
-        context_lengths=tuple(c.stop for c in chunks),
+        lengths=tuple(len(c.token_ids) for c in spans),
+        context_lengths=tuple(c.stop for c in spans),
         pages_NP=torch.from_numpy(pages).to(device),
         slots_T=torch.from_numpy(np.concatenate(slots)).to(device),
     )
-    image_idx, rows = _image_rows(chunks, image_rows)
+    image_idx, rows = _image_rows(spans, image_rows, ahead)
     return ForwardInputs(
         token_ids_T=torch.tensor(token_ids, device=device),
         positions_T=torch.from_numpy(positions).to(device),
@@ -42,20 +60,27 @@ def build(chunks: list[Chunk], page_size: int, image_rows: Mapping[bytes, torch.
 
 
 def _image_rows(
-    chunks: list[Chunk], image_rows: Mapping[bytes, torch.Tensor]
+    spans: list[Span], image_rows: Mapping[bytes, torch.Tensor], ahead: int
 ) -> tuple[list[np.ndarray], list[torch.Tensor]]:
-    """Packed indices of the [IMG] tokens in these chunks, and the rows that replace their embeddings."""
+    """Packed indices of the [IMG] tokens in these spans, and the rows that replace their embeddings.
+
+    A draft looks one token ahead, perhaps at an image that is not encoded yet: [IMG]'s own embedding stays there.
+    """
     packed_start = 0
     indices: list[np.ndarray] = []
     rows: list[torch.Tensor] = []
-    for c in chunks:
-        slots = c.sequence.image_slots
-        where = slots.between(c.start, c.stop)
-        if where.start < where.stop:
-            indices.append(slots.position[where] - c.start + packed_start)
-            for image in np.unique(slots.image[where]):
-                of_image = slots.row[where][slots.image[where] == image]
-                encoded = image_rows[c.sequence.request.images[image].content_hash]
-                rows.append(encoded[int(of_image[0]) : int(of_image[-1]) + 1])
-        packed_start += c.length
+    for span in spans:
+        slots = span.sequence.image_slots
+        start = span.start + ahead
+        where = slots.between(start, start + len(span.token_ids))
+        for image in np.unique(slots.image[where]):
+            encoded = image_rows.get(span.sequence.request.images[image].content_hash)
+            if encoded is None and ahead:
+                continue
+            assert encoded is not None, "the images of a chunk are encoded before it is computed"
+            mine = slots.image[where] == image
+            of_image = slots.row[where][mine]
+            indices.append(slots.position[where][mine] - start + packed_start)
+            rows.append(encoded[int(of_image[0]) : int(of_image[-1]) + 1])
+        packed_start += len(span.token_ids)
     return indices, rows

@@ -8,39 +8,48 @@ from __future__ import annotations
 
 import logging
 import random
+import time
+from collections.abc import Callable
 
-import msgspec
 import torch
 
 from ventoux.cache.pages import PagePool
 from ventoux.config import EnginePlan
+from ventoux.engine.drafting import Drafter
 from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
 from ventoux.engine.request import (
     EngineOutput,
     EngineStats,
     FinishReason,
     Request,
-    TokenLogprob,
     TokenOutput,
 )
 from ventoux.engine.runner import Runner
-from ventoux.engine.sampler import sample, token_logprobs
+from ventoux.engine.sampler import sample, score_prompt, token_logprobs
 from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
-from ventoux.engine.sequence import Sequence, image_slots
-from ventoux.errors import ContextLengthError, InvalidRequestError, NumericalError, UserError
+from ventoux.engine.sequence import Sequence, make_sequences
+from ventoux.engine.speculation import Speculation
+from ventoux.errors import InvalidRequestError, NumericalError, UserError
 from ventoux.model.mistral4 import Mistral4
 
 logger = logging.getLogger(__name__)
-# Rows of prompt log-probabilities worked on at once: 256 x 131072 fp32 logits are 128 MiB.
-LOGPROB_ROWS = 256
 # How long a step waits for a grammar if there is nothing else to do: aborts and new requests wait as long.
 GRAMMAR_WAIT_SECONDS = 0.01
 
 
 class Engine:
-    """`mask_factory` turns a request's grammar into a TokenMask; without it grammars are refused."""
+    """`mask_factory` turns a request's grammar into a TokenMask; without it grammars are refused.
 
-    def __init__(self, model: Mistral4, plan: EnginePlan, mask_factory: MaskFactory | None = None):
+    `make_drafter` builds what guesses `plan.num_speculative_tokens` tokens ahead; without it every step brings one.
+    """
+
+    def __init__(
+        self,
+        model: Mistral4,
+        plan: EnginePlan,
+        mask_factory: MaskFactory | None = None,
+        make_drafter: Callable[[Runner], Drafter] | None = None,
+    ):
         self.plan = plan
         self.config = model.config
         self.masks = None if mask_factory is None else MaskCompiler(mask_factory)
@@ -50,12 +59,15 @@ class Engine:
             SchedulerConfig(plan.max_num_seqs, plan.max_num_batched_tokens, plan.page_size, plan.enable_prefix_caching),
             self.pool,
         )
+        drafter = None if make_drafter is None else make_drafter(self.runner)
+        self.speculation = None if drafter is None else Speculation(drafter, self.scheduler, plan)
         self.sequences: dict[tuple[str, int], Sequence] = {}
         # The other answers to a request with n > 1 wait until the first has computed the prompt that they share.
         self.siblings: dict[str, list[Sequence]] = {}
         self.seeds: dict[str, int] = {}
         self._seeder = random.Random(plan.seed)
         self._stats = EngineStats(num_pages=plan.num_pages, num_free_pages=plan.num_pages)
+        self._stats.spec_decode_num_accepted_tokens_per_pos = [0] * plan.num_speculative_tokens
 
     # ------------------------------------------------------------------------------------------------- from outside
 
@@ -68,13 +80,11 @@ class Engine:
             ContextLengthError: the prompt leaves no room for an answer.
         """
         params = request.params
-        params.check(self.config.text.vocab_size)
         if request.request_id in self.seeds:
             raise InvalidRequestError(f"request id {request.request_id!r} is already running.", param="request_id")
-        self._check_prompt(request)
-        # Records of our own: their pixels are dropped once they are encoded, and the caller's stay as they are.
-        request = msgspec.structs.replace(request, images=[msgspec.structs.replace(i) for i in request.images])
-        sequences = [self._sequence(request, index) for index in range(params.n)]
+        if params.grammar is not None and self.masks is None:
+            raise InvalidRequestError("this engine was built without grammars.", param="grammar")
+        sequences = make_sequences(request, self.config, self.plan.max_model_len)
         self.seeds[request.request_id] = self._seeder.getrandbits(63) if params.seed is None else params.seed
         for sequence in sequences:
             self.sequences[sequence.key] = sequence
@@ -98,15 +108,19 @@ class Engine:
         outputs = self._collect_masks()
         if not self.scheduler.has_work:
             return outputs
+        began = time.monotonic()
         chunks = self._encode_images(self.scheduler.schedule(), outputs)
         computed = self._forward(chunks, outputs)
-        for (chunk, hidden_TD), logits_V in zip(computed, self._last_logits(computed), strict=True):
+        for (chunk, hidden_TD), logits_KV in zip(computed, self._due_logits(computed), strict=True):
+            tokens: list[TokenOutput] = []
             try:
-                output = self._advance(chunk, hidden_TD, logits_V)
+                output = self._advance(chunk, hidden_TD, logits_KV, tokens)
             except Exception as error:
-                output = self._fail(chunk.sequence, error)
+                output = self._fail(chunk.sequence, error, tokens)
             if output is not None:
                 outputs.append(output)
+        if self.speculation is not None:
+            self.speculation.guess(computed, began)
         self._stats.num_steps += 1
         return outputs
 
@@ -123,28 +137,6 @@ class Engine:
         return stats
 
     # ----------------------------------------------------------------------------------------------------- admission
-
-    def _check_prompt(self, request: Request) -> None:
-        ids, vocab_size = request.prompt_token_ids, self.config.text.vocab_size
-        if not ids:
-            raise InvalidRequestError("the prompt is empty.", param="prompt")
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            raise InvalidRequestError(f"prompt token ids must lie in 0 .. {vocab_size - 1}.", param="prompt")
-        if len(ids) >= self.plan.max_model_len:
-            raise ContextLengthError(len(ids), self.plan.max_model_len)
-        if request.images and self.config.vision is None:
-            raise InvalidRequestError("this checkpoint has no vision tower; send text only.", param="messages")
-
-    def _sequence(self, request: Request, index: int) -> Sequence:
-        vision = self.config.vision
-        merged = vision.patch_size * vision.spatial_merge_size if vision else 1
-        try:
-            slots = image_slots(request.prompt_token_ids, request.images, self.config.image_token_id, merged)
-        except ValueError as error:
-            raise InvalidRequestError(f"{error}.", param="prompt") from error
-        if request.params.grammar is not None and self.masks is None:
-            raise InvalidRequestError("this engine was built without grammars.", param="grammar")
-        return Sequence(request, index, list(request.prompt_token_ids), slots)
 
     def _enqueue(self, sequences: list[Sequence]) -> None:
         """The answers to a request queue up: the first in the scheduler, the others behind it."""
@@ -215,36 +207,62 @@ class Engine:
             logger.warning("a batch of %d failed (%s); trying its requests one by one", len(chunks), error)
         return [pair for chunk in chunks for pair in self._forward([chunk], outputs)]
 
-    def _last_logits(self, computed: list[tuple[Chunk, torch.Tensor]]) -> list[torch.Tensor | None]:
-        """Logits [V] where a token is due, in one product: the head is a tenth of the weights that a step reads.
+    def _due_logits(self, computed: list[tuple[Chunk, torch.Tensor]]) -> list[torch.Tensor | None]:
+        """Logits [K, V] where tokens are due, in one product: the head is a tenth of the weights that a step reads.
 
-        If that fails, None for all: each is then tried alone, inside its own boundary.
+        That is at a sequence's last token, and at each guess of what follows it. If the product fails, None for all:
+        each is then tried alone, inside its own boundary.
         """
-        rows = [hidden_TD[-1] for chunk, hidden_TD in computed if chunk.is_last]
+        due = [hidden_TD[chunk.num_known - 1 :] for chunk, hidden_TD in computed if chunk.is_last]
         try:
-            logits = iter(self.runner.logits(torch.stack(rows)) if rows else ())
+            logits = iter(self.runner.logits(torch.cat(due)).split([len(rows) for rows in due]) if due else ())
             return [next(logits) if chunk.is_last else None for chunk, _ in computed]
         except Exception as error:
-            logger.warning("the head failed for a batch of %d (%s); trying one by one", len(rows), error)
+            logger.warning("the head failed for a batch of %d (%s); trying one by one", len(due), error)
             return [None] * len(computed)
 
     def _advance(
-        self, chunk: Chunk, hidden_TD: torch.Tensor, logits_V: torch.Tensor | None = None
+        self, chunk: Chunk, hidden_TD: torch.Tensor, logits_KV: torch.Tensor | None, tokens: list[TokenOutput]
     ) -> EngineOutput | None:
-        """Commits a computed chunk and, if it was the last, samples the next token."""
-        sequence = chunk.sequence
-        # Before its pages can be found by others: a NaN anywhere in a chunk may have reached the latents of all of it.
-        if not torch.isfinite(hidden_TD).all():
-            raise NumericalError("the model's hidden states are not finite")
-        self.scheduler.commit(chunk)
-        self._stats.prompt_tokens += max(min(chunk.stop, sequence.num_prompt) - chunk.start, 0)
-        self._score_prompt(chunk, hidden_TD)
+        """Commits a computed chunk and, if it was the last, samples what follows; new tokens go into `tokens`.
+
+        Behind a guess it samples only if the guess was what it sampled: the next logits were computed with it. So the
+        tokens are those of one step after the other, whatever was guessed.
+        """
+        sequence, known = chunk.sequence, chunk.num_known
+        self._settle(sequence, hidden_TD[:known])
+        self._stats.prompt_tokens += max(min(chunk.start + known, sequence.num_prompt) - chunk.start, 0)
+        score_prompt(chunk, hidden_TD, self.runner.logits)
         if not chunk.is_last:
             return None
         for sibling in reversed(self.siblings.pop(sequence.request.request_id, [])):
             self.scheduler.add(sibling, first=True)
-        if logits_V is None:
-            logits_V = self.runner.logits(hidden_TD[-1:])[0]
+        if logits_KV is None:
+            logits_KV = self.runner.logits(hidden_TD[known - 1 :])
+        sequence.draft_ids = []
+        if chunk.draft_ids:
+            sequence.num_drafted += len(chunk.draft_ids)
+            self._stats.spec_decode_num_drafts += 1
+            self._stats.spec_decode_num_draft_tokens += len(chunk.draft_ids)
+        for logits_V, guess in zip(logits_KV, [*chunk.draft_ids, None], strict=True):
+            if (ended := self._next_token(sequence, logits_V, guess, tokens)) is not None:
+                return ended
+            if not tokens[-1].drafted:
+                break
+            self._settle(sequence, hidden_TD[known + len(tokens) - 1 : known + len(tokens)])
+        return self._output(sequence, tokens=tokens)
+
+    def _settle(self, sequence: Sequence, hidden_KD: torch.Tensor) -> None:
+        """Commits the next K positions."""
+        # Before their pages can be found by others: a NaN anywhere in a chunk may have reached all of its latents.
+        if not torch.isfinite(hidden_KD).all():
+            raise NumericalError("the model's hidden states are not finite")
+        self.scheduler.commit(sequence, len(hidden_KD))
+
+    def _next_token(
+        self, sequence: Sequence, logits_V: torch.Tensor, guess: int | None, tokens: list[TokenOutput]
+    ) -> EngineOutput | None:
+        """Samples one token; the last output of the sequence if it ends with it."""
         params = sequence.params
         raw_KV = logits_V[None].clone() if params.logprobs is not None else None
         seed = self.seeds[sequence.request.request_id]
@@ -253,16 +271,20 @@ class Engine:
         if sequence.mask is not None and not sequence.mask.accept(token_id):
             raise NumericalError("the sampled token is outside the grammar")
         self._stats.generation_tokens += 1
+        if token_id == guess:
+            sequence.num_accepted += 1
+            self._stats.spec_decode_num_accepted_tokens += 1
+            self._stats.spec_decode_num_accepted_tokens_per_pos[len(tokens)] += 1
         if token_id in end_ids:
-            return self._finish(sequence, "stop", stop_token_id=token_id)
+            return self._finish(sequence, "stop", tokens, stop_token_id=token_id)
         sequence.token_ids.append(token_id)
         logprobs = token_logprobs(raw_KV, [token_id], params.logprobs or 0)[0] if raw_KV is not None else []
-        tokens = [TokenOutput(token_id, logprobs)]
+        tokens.append(TokenOutput(token_id, logprobs, drafted=token_id == guess))
         if self._is_full(sequence):
             return self._finish(sequence, "length", tokens)
         if sequence.mask is not None and sequence.mask.is_stopped():
             return self._finish(sequence, "stop", tokens)
-        return self._output(sequence, tokens=tokens)
+        return None
 
     def _end_ids(self, sequence: Sequence) -> set[int]:
         ids = set(sequence.params.stop_token_ids)
@@ -271,23 +293,6 @@ class Engine:
     def _is_full(self, sequence: Sequence) -> bool:
         limit = sequence.params.max_tokens
         return len(sequence.token_ids) >= self.plan.max_model_len or sequence.num_generated == limit
-
-    def _score_prompt(self, chunk: Chunk, hidden_TD: torch.Tensor) -> None:
-        """Log-probabilities of the prompt tokens that follow the positions of this chunk."""
-        sequence = chunk.sequence
-        top = sequence.params.prompt_logprobs
-        if top is None:
-            return
-        if sequence.prompt_logprobs is None:
-            sequence.prompt_logprobs = [[]]
-        # A preempted sequence computes positions again that it has scored already.
-        first = max(chunk.start, len(sequence.prompt_logprobs) - 1)
-        last = min(chunk.stop, sequence.num_prompt - 1)
-        for start in range(first, last, LOGPROB_ROWS):
-            stop = min(start + LOGPROB_ROWS, last)
-            logits_KV = self.runner.logits(hidden_TD[start - chunk.start : stop - chunk.start])
-            rows: list[list[TokenLogprob]] = token_logprobs(logits_KV, sequence.token_ids[start + 1 : stop + 1], top)
-            sequence.prompt_logprobs += rows
 
     # ------------------------------------------------------------------------------------------------------- endings
 
@@ -315,16 +320,16 @@ class Engine:
         if not any(key[0] == request_id for key in self.sequences):
             self.seeds.pop(request_id, None)
             self.siblings.pop(request_id, None)
+        fields |= {"num_drafted_tokens": sequence.num_drafted, "num_accepted_tokens": sequence.num_accepted}
         return self._output(sequence, tokens=tokens or [], finish_reason=reason, **fields)
 
-    def _fail(self, sequence: Sequence, error: Exception) -> EngineOutput:
+    def _fail(self, sequence: Sequence, error: Exception, tokens: list[TokenOutput] | None = None) -> EngineOutput:
         """Ends one sequence with an error. What the caller can mend is told in full, the rest goes to the log."""
         self._stats.num_failed += 1
         if isinstance(error, UserError):
             code = getattr(error, "code", None) or "invalid_request"
-            return self._finish(sequence, "error", error=str(error), error_code=code)
+            return self._finish(sequence, "error", tokens, error=str(error), error_code=code)
         logger.error("request %s failed", sequence.request.request_id, exc_info=error)
         code = "numerical_error" if isinstance(error, NumericalError) else "internal_error"
-        return self._finish(
-            sequence, "error", error=f"The engine could not go on with this request ({code}).", error_code=code
-        )
+        text = f"The engine could not go on with this request ({code})."
+        return self._finish(sequence, "error", tokens, error=text, error_code=code)

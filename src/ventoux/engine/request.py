@@ -86,6 +86,7 @@ class TokenOutput(msgspec.Struct, array_like=True):
     token_id: int
     # The chosen token first, then the k most likely (the chosen one may come up again); empty if not asked for.
     logprobs: list[TokenLogprob] = []
+    drafted: bool = False  # a draft had guessed it
 
 
 class EngineOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output"):
@@ -105,6 +106,9 @@ class EngineOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output
     error_code: str | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: list[list[TokenLogprob]] | None = None
+    # With the finish reason: tokens that a draft guessed for this sequence, and how many of them came true.
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 class EngineStats(msgspec.Struct, kw_only=True, tag="stats"):
@@ -122,3 +126,7 @@ class EngineStats(msgspec.Struct, kw_only=True, tag="stats"):
     prefix_cache_hits: int = 0  # prompt tokens found
     num_images_encoded: int = 0
     num_failed: int = 0
+    spec_decode_num_drafts: int = 0  # times that a sequence was computed together with guesses
+    spec_decode_num_draft_tokens: int = 0
+    spec_decode_num_accepted_tokens: int = 0
+    spec_decode_num_accepted_tokens_per_pos: list[int] = []

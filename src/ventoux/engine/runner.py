@@ -9,7 +9,7 @@ import torch
 
 from ventoux.cache.latent import make_latent_cache
 from ventoux.config import EnginePlan
-from ventoux.engine.batch import build
+from ventoux.engine.batch import Span, build
 from ventoux.engine.request import ImageInput
 from ventoux.engine.scheduler import Chunk
 from ventoux.model.mistral4 import Mistral4
@@ -29,7 +29,8 @@ class Runner:
 
     def forward(self, chunks: list[Chunk]) -> torch.Tensor:
         """Computes the chunks, writes their latents, and returns hidden states [T, D] in packed order."""
-        inputs = build(chunks, self.plan.page_size, self.images, self.plan.device)
+        spans = [Span(chunk.sequence, chunk.start, chunk.token_ids) for chunk in chunks]
+        inputs = build(spans, self.plan.page_size, self.images, self.plan.device)
         return self.model(inputs, self.cache)
 
     def logits(self, hidden_KD: torch.Tensor) -> torch.Tensor:

@@ -17,10 +17,13 @@ so neither batch nor preemption changes what is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from ventoux.engine.request import TokenLogprob
+from ventoux.engine.scheduler import Chunk
 from ventoux.engine.sequence import Sequence
 from ventoux.errors import EngineError, NumericalError
 
@@ -28,6 +31,8 @@ Tensor = torch.Tensor
 BARRED = float("-inf")
 # Below this, temperature means 0: logits of order 100 divided by less than 1e-36 are no longer fp32 numbers.
 MIN_TEMPERATURE = 1e-6
+# Rows of prompt log-probabilities worked on at once: 256 x 131072 fp32 logits are 128 MiB.
+LOGPROB_ROWS = 256
 
 
 def sample(logits_V: Tensor, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
@@ -100,6 +105,26 @@ def _draw(logits_V: Tensor, params, uniform: float) -> int:
     place = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
     place = min(place, int(probs_V.nonzero()[-1]))
     return place if ids is None else int(ids[place])
+
+
+def score_prompt(chunk: Chunk, hidden_TD: Tensor, head: Callable[[Tensor], Tensor]) -> None:
+    """Log-probabilities of the prompt tokens that follow the positions of a chunk, if its request asks for them.
+
+    `head` turns hidden states [K, D] into logits [K, V].
+    """
+    sequence = chunk.sequence
+    top = sequence.params.prompt_logprobs
+    if top is None:
+        return
+    if sequence.prompt_logprobs is None:
+        sequence.prompt_logprobs = [[]]
+    # A preempted sequence computes positions again that it has scored already.
+    first = max(chunk.start, len(sequence.prompt_logprobs) - 1)
+    last = min(chunk.start + chunk.num_known, sequence.num_prompt - 1)
+    for start in range(first, last, LOGPROB_ROWS):
+        stop = min(start + LOGPROB_ROWS, last)
+        logits_KV = head(hidden_TD[start - chunk.start : stop - chunk.start])
+        sequence.prompt_logprobs += token_logprobs(logits_KV, sequence.token_ids[start + 1 : stop + 1], top)
 
 
 def token_logprobs(logits_KV: Tensor, chosen_ids: list[int], top: int) -> list[list[TokenLogprob]]:

@@ -1,6 +1,7 @@
 """Who computes how many tokens in the next step: budget, chunks, admission, prefix reuse, preemption. No torch.
 
-The order is decided by arrival alone. Decodes go first (one token each), then chunks of prompts, then new sequences.
+The order is decided by arrival alone. Decodes go first (one token each, and guesses at the next ones as far as there is
+room), then chunks of prompts, then new sequences.
 When pages run out, the youngest running sequence gives its pages back and is recomputed later; its tokens stay.
 """
 
@@ -15,20 +16,29 @@ from ventoux.engine.sequence import Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """`length` tokens of a sequence from position `start` on, to be computed in this step."""
+    """Tokens of a sequence from position `start` on, to be computed in this step: known ones, then guesses."""
 
     sequence: Sequence
     start: int
-    length: int
+    num_known: int
+    draft_ids: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.num_known + len(self.draft_ids)
 
     @property
     def stop(self) -> int:
         return self.start + self.length
 
     @property
+    def token_ids(self) -> list[int]:
+        return [*self.sequence.token_ids[self.start : self.start + self.num_known], *self.draft_ids]
+
+    @property
     def is_last(self) -> bool:
         """After this chunk every known token is computed, so the next one can be sampled."""
-        return self.stop == len(self.sequence.token_ids)
+        return self.start + self.num_known == len(self.sequence.token_ids)
 
 
 @dataclass(frozen=True)
@@ -71,30 +81,38 @@ class Scheduler:
         preempted_before = self.num_preemptions
         decodes = [s for s in self.running if s.num_wanted == 1]
         prefills = [s for s in self.running if s.num_wanted > 1]
+        spare = budget - len(decodes)
         for sequence in decodes + prefills:
             # An earlier sequence of this loop may have preempted this one.
             if budget == 0 or sequence not in self.running:
                 continue
             length = min(sequence.num_wanted, budget)
             if self._make_room(sequence, sequence.num_computed + length, chunks):
-                chunks.append(Chunk(sequence, sequence.num_computed, length))
-                budget -= length
+                # Guesses take no page that they were not promised, and no token from another decode.
+                drafts = tuple(sequence.draft_ids[: max(spare, 0)])
+                spare -= len(drafts)
+                chunks.append(Chunk(sequence, sequence.num_computed, length, drafts))
+                budget -= chunks[-1].length
         # Who was preempted just now would take back at once the pages that were freed by it.
         if self.num_preemptions == preempted_before:
             self._admit(budget, chunks)
         return chunks
 
-    def commit(self, chunk: Chunk) -> None:
-        """Notes that a chunk's latents are written; pages that became full can be found by others from now on."""
-        sequence = chunk.sequence
-        sequence.num_computed = chunk.stop
+    def commit(self, sequence: Sequence, count: int) -> None:
+        """Notes that the next `count` tokens' latents are written; full pages can be found by others from now on."""
+        start = sequence.num_computed
+        sequence.num_computed += count
         if not self.config.enable_prefix_caching:
             return
         size = self.config.page_size
         full = sequence.num_computed // size
         names = sequence.page_hashes(size, full)
-        for i in range(chunk.start // size, full):
+        for i in range(start // size, full):
             self.pool.publish(sequence.pages[i], names[i])
+
+    def reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Gives a running sequence the pages of its first `num_tokens`, if they can be had without taking any away."""
+        return self._grow(sequence, num_tokens)
 
     def _admit(self, budget: int, chunks: list[Chunk]) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
@@ -152,4 +170,5 @@ class Scheduler:
     def _free(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
         sequence.pages = []
+        sequence.draft_ids = []
         sequence.num_computed = 0

@@ -6,10 +6,13 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from ventoux.cache.pages import page_hash
+from ventoux.config import ModelConfig
 from ventoux.engine.request import FinishReason, ImageInput, Request, SamplingParams
+from ventoux.errors import ContextLengthError, InvalidRequestError
 
 
 class TokenMask(Protocol):
@@ -51,7 +54,7 @@ class Sequence:
     """Tokens wanted are `token_ids`; tokens whose latents lie in the cache are the first `num_computed`.
 
     Prefill, chunks, decode, prefix hits and recomputation after preemption are all this one inequality:
-    num_computed < len(token_ids).
+    num_computed < len(token_ids). `draft_ids` are guesses at what follows, computed along with the last token.
     """
 
     request: Request
@@ -67,6 +70,9 @@ class Sequence:
     finish_reason: FinishReason | None = None
     prompt_logprobs: list | None = None
     reported: bool = False
+    draft_ids: list[int] = field(default_factory=list)
+    num_drafted: int = 0  # guesses that were computed, and how many of them came true
+    num_accepted: int = 0
 
     @property
     def params(self) -> SamplingParams:
@@ -86,7 +92,7 @@ class Sequence:
 
     @property
     def num_wanted(self) -> int:
-        """Tokens still to compute."""
+        """Tokens still to compute, guesses aside."""
         return len(self.token_ids) - self.num_computed
 
     def page_hashes(self, page_size: int, count: int) -> list[bytes]:
@@ -111,6 +117,33 @@ class Sequence:
             pieces.append(self.request.images[image].content_hash)
             pieces.append(int(rows[bisect_left(images.tolist(), image)]).to_bytes(4, "little"))
         return b"".join(pieces)
+
+
+def make_sequences(request: Request, config: ModelConfig, max_model_len: int) -> list[Sequence]:
+    """One per answer that the request asks for.
+
+    Raises:
+        InvalidRequestError: a value is out of range, or the images do not fit the prompt.
+        ContextLengthError: the prompt leaves no room for an answer.
+    """
+    ids, vocab_size, vision = request.prompt_token_ids, config.text.vocab_size, config.vision
+    request.params.check(vocab_size)
+    if not ids:
+        raise InvalidRequestError("the prompt is empty.", param="prompt")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise InvalidRequestError(f"prompt token ids must lie in 0 .. {vocab_size - 1}.", param="prompt")
+    if len(ids) >= max_model_len:
+        raise ContextLengthError(len(ids), max_model_len)
+    if request.images and vision is None:
+        raise InvalidRequestError("this checkpoint has no vision tower; send text only.", param="messages")
+    try:
+        merged = vision.patch_size * vision.spatial_merge_size if vision else 1
+        slots = image_slots(ids, request.images, config.image_token_id, merged)
+    except ValueError as error:
+        raise InvalidRequestError(f"{error}.", param="prompt") from error
+    # Records of our own: their pixels are dropped once they are encoded, and the caller's stay as they are.
+    request = msgspec.structs.replace(request, images=[msgspec.structs.replace(i) for i in request.images])
+    return [Sequence(request, index, list(ids), slots) for index in range(request.params.n)]
 
 
 def image_slots(token_ids: list[int], images: list[ImageInput], image_token_id: int, pixels_per_row: int) -> ImageSlots:

@@ -130,15 +130,19 @@ def moe(
     down_EDF: Weight,
     shared: tuple[Weight, Weight, Weight],
 ) -> Tensor:
-    """Visits the chosen experts in rising order, so that each row's sum has one order whatever else is in the batch."""
-    out_TD = torch.zeros_like(x_TD, dtype=torch.float32)
+    """Choices sorted by expert, one product per expert that was chosen, and back; each row adds its K in their order."""
+    top_k = expert_ids_TK.shape[1]
+    choice_X = expert_ids_TK.flatten().argsort(stable=True)
+    counts = torch.bincount(expert_ids_TK.flatten(), minlength=len(gate_up_EGD)).tolist()
     # Unbound once: the gradient of gate_up_EGD[e] would be a whole [E, G, D] of zeros per expert.
-    gate_up, down = gate_up_EGD.unbind(), down_EDF.unbind()
-    for e in expert_ids_TK.unique().tolist():
-        rows, slot = (expert_ids_TK == e).nonzero(as_tuple=True)
-        gate_TF, up_TF = linear(x_TD[rows], gate_up[e]).chunk(2, dim=-1)
-        down_TD = linear(F.silu(gate_TF) * up_TF, down[e])
-        out_TD = out_TD.index_add(0, rows, down_TD.float() * weights_TK[rows, slot].unsqueeze(-1))
+    experts = zip(x_TD.index_select(0, choice_X // top_k).split(counts), gate_up_EGD.unbind(), down_EDF.unbind(), strict=True)
+    outs = []
+    for x_RD, gate_up_GD, down_DF in experts:
+        if len(x_RD):
+            gate_RF, up_RF = linear(x_RD, gate_up_GD).chunk(2, dim=-1)
+            outs.append(linear(F.silu(gate_RF) * up_RF, down_DF))
+    out_TKD = torch.cat(outs).index_select(0, choice_X.argsort()).unflatten(0, (-1, top_k)).float()
+    out_TD = (out_TKD * weights_TK.unsqueeze(-1)).sum(1)
     return out_TD.to(x_TD.dtype) + gated_mlp(x_TD, *shared)
 
 

@@ -2,30 +2,37 @@
 
 A step depends on its number alone (data, offsets, learning rate), so an interrupted run continues as if it had not been
 interrupted. State lies in one file, written atomically.
+
+Each thread takes its own share of a step's conversations forward and backward, with operators that run on one thread:
+products of a model this small are over before a second thread has joined in. Their gradients add up in the parameters.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ventoux.model.mistral4 import Mistral4
 from ventoux.model.moe import Router
 from ventoux.ops.reference import REFERENCE
 from ventoux.text.tokenizer import Tokenizer
-from ventoux.train.demo_batches import Batch, batches
+from ventoux.train.demo_batches import Batch, StepShape, batches
 from ventoux.train.demo_data import Example, examples
 from ventoux.train.demo_model import demo_config
 from ventoux.train.start import initialise
 
 Tensor = torch.Tensor
+NUM_CHARACTERS = 96  # nothing, and printable ASCII
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,12 @@ class TrainConfig:
     decay_steps: int = 1100
     warmup_steps: int = 100
     tokens_per_step: int = 3072
+    drawings_per_step: int = 6  # images of random text, for the reading loss alone
+    num_threads: int = 2
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     balance: float = 0.01  # weight of the load-balancing loss (Fedus et al., Switch Transformers, 2021, eq. 4)
+    reading: float = 0.3  # weight of the loss that reads characters out of the vision tower
     max_offset: int = 8192
     drill_steps: int = 150  # copying drills alone for so long, then fading to a tenth over as many steps
     seed: int = 0
@@ -55,13 +65,17 @@ class TrainConfig:
 
 
 class RouterWatch:
-    """Collects what each router saw in a forward, for the load-balancing loss; models know nothing of it."""
+    """Collects what each router saw in a thread's forward, for the load-balancing loss; models know nothing of it."""
 
     def __init__(self, model: Mistral4):
-        self.seen: list[tuple[Router, Tensor, Tensor]] = []
+        self._thread = threading.local()
         for module in model.modules():
             if isinstance(module, Router):
                 module.register_forward_hook(self._note)
+
+    @property
+    def seen(self) -> list[tuple[Router, Tensor, Tensor]]:
+        return self._thread.__dict__.setdefault("seen", [])
 
     def _note(self, router: Router, args: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         self.seen.append((router, args[0], output[1]))
@@ -87,13 +101,29 @@ class RouterWatch:
         return torch.stack(counts)
 
 
-def forward(model: Mistral4, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [M, V] at the positions that have a target, and those targets [M]."""
-    inputs = batch.inputs
+class Reader(nn.Module):
+    """Names the characters under both halves of each patch from the vision tower's states; for training only."""
+
+    def __init__(self, model: Mistral4):
+        super().__init__()
+        self.out = nn.Linear(model.vision_tower.config.hidden_size, 2 * NUM_CHARACTERS)
+
+    def loss(self, states_PD: Tensor, characters_P2: Tensor) -> Tensor:
+        logits_P2C = self.out(F.rms_norm(states_PD, states_PD.shape[-1:])).unflatten(-1, (2, NUM_CHARACTERS))
+        return F.cross_entropy(logits_P2C.flatten(0, 1), characters_P2.flatten())
+
+
+def forward(model: Mistral4, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits [M, V] at the positions that have a target, those targets [M], and the vision tower's states [P, D]."""
+    inputs, states_PD = batch.inputs, None
+    if batch.images or batch.drawings:
+        states_PD = model.vision_tower([*batch.images, *batch.drawings])
     if batch.images:
-        inputs = replace(inputs, image_rows_MD=torch.cat(model.encode_images(batch.images)))
+        grids = [model.vision_tower.grid(image) for image in batch.images]
+        shown = states_PD[: sum(rows * cols for rows, cols in grids)]
+        inputs = replace(inputs, image_rows_MD=model.multi_modal_projector(shown, grids))
     wanted = batch.targets_T >= 0
-    return model.logits(model(inputs)[wanted]), batch.targets_T[wanted]
+    return model.logits(model(inputs)[wanted]), batch.targets_T[wanted], states_PD
 
 
 class Trainer:
@@ -103,14 +133,21 @@ class Trainer:
         self.out = out
         self.model = Mistral4(demo_config(), REFERENCE)
         initialise(self.model, config.seed)
+        torch.manual_seed(config.seed)  # the reader starts as nn.Linear does
         self.watch = RouterWatch(self.model)
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        self.reader = Reader(self.model)
+        self.pool = ThreadPoolExecutor(config.num_threads)
+        self.shape = StepShape(config.tokens_per_step, config.drawings_per_step, config.num_threads)
+        matrices = [p for p in self.parameters() if p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.reader.parameters()]
 
     @property
     def state_file(self) -> Path:
@@ -122,6 +159,7 @@ class Trainer:
             return False
         state = torch.load(self.state_file, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.reader.load_state_dict(state["reader"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         return True
@@ -130,6 +168,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         state = {
             "model": self.model.state_dict(),
+            "reader": self.reader.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "tokens": self.tokens,
@@ -147,7 +186,7 @@ class Trainer:
         """Runs to the last step. `report` gets a record per step; the state is saved every few minutes."""
         cfg = self.config
         saved = time.monotonic()
-        stream = batches(self.tokenizer, self.source, cfg.tokens_per_step, cfg.max_offset, self.step, cfg.drill_share)
+        stream = batches(self.tokenizer, self.source, self.shape, cfg.max_offset, self.step, cfg.drill_share)
         while self.step < cfg.steps:
             start = time.monotonic()
             record = self.train_step(next(stream))
@@ -159,21 +198,34 @@ class Trainer:
                 self.save()
                 saved = time.monotonic()
 
-    def train_step(self, batch: Batch) -> dict:
+    def train_step(self, parts: list[Batch]) -> dict:
         rate = self.config.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        logits_MV, targets_M = forward(self.model, batch)
-        loss = F.cross_entropy(logits_MV, targets_M)
-        balance = self.watch.balance_loss()
-        (loss + self.config.balance * balance).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        num_targets = sum(int((part.targets_T >= 0).sum()) for part in parts)
+        num_patches = sum(len(part.characters_P2) for part in parts)
+
+        def work(part: Batch) -> tuple[float, float, float]:
+            logits_MV, targets_M, states_PD = forward(self.model, part)
+            loss = F.cross_entropy(logits_MV, targets_M, reduction="sum") / num_targets
+            balance = self.watch.balance_loss() / len(parts)
+            reading = torch.zeros(())
+            if states_PD is not None:
+                share = len(states_PD) / num_patches
+                reading = self.reader.loss(states_PD, part.characters_P2) * share
+            (loss + self.config.balance * balance + self.config.reading * reading).backward()
+            return loss.item(), balance.item(), reading.item()
+
+        losses, balances, readings = zip(*self.pool.map(work, parts), strict=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.tokens += batch.num_tokens
-        numbers = {"loss": loss.item(), "balance": balance.item(), "norm": norm.item(), "rate": rate}
-        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1), **numbers}
+        self.tokens += sum(part.num_tokens for part in parts)
+        numbers = {"loss": sum(losses), "balance": sum(balances), "reading": sum(readings), "norm": norm.item()}
+        rounded = {name: round(value, 4) for name, value in numbers.items()}
+        counts = {"step": self.step, "tokens": self.tokens, "targets": num_targets, "seconds": round(self.seconds, 1)}
+        return {**counts, **rounded, "rate": round(rate, 8)}
 
     @torch.no_grad()
     def judge(self, num_tokens: int = 24576) -> dict[str, str]:
@@ -185,11 +237,11 @@ class Trainer:
         def held_out(step: int) -> Iterator[Example]:
             return examples(10**9 + step, held_out=True)
 
-        stream = batches(self.tokenizer, held_out, num_tokens // 8, self.config.max_offset, 0)
+        stream = batches(self.tokenizer, held_out, StepShape(num_tokens // 8, 0, 1), self.config.max_offset, 0)
         right: dict[str, list[int]] = {}
         for _ in range(8):
-            batch = next(stream)
-            logits_MV, targets_M = forward(self.model, batch)
+            (batch,) = next(stream)
+            logits_MV, targets_M, _ = forward(self.model, batch)
             hits = torch.zeros_like(batch.targets_T, dtype=torch.bool)
             hits[batch.targets_T >= 0] = logits_MV.argmax(-1) == targets_M
             fine = hits | (batch.targets_T < 0)

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 
+from ventoux.engine.request import ImageInput
 from ventoux.model.decoder import ForwardInputs
 from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo_data import Example
+from ventoux.train.demo_images import character_labels, random_text_image
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation: ids, which of them the model must produce, and the images' pixels [3, H, W]."""
+    """One conversation: ids, which of them the model must produce, the images' pixels [3, H, W] and characters."""
 
     task: str
     token_ids: list[int]
     is_target: list[bool]
     images: list[np.ndarray]
+    characters: list[np.ndarray]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`targets_T[i]` is the id that follows packed token i, -100 where no loss is taken."""
+    """`targets_T[i]` is the id that follows packed token i, -100 where no loss is taken.
+
+    `characters_P2` labels the halves of all images' patches (see character_labels), the images of the conversations
+    first, then those of `drawings`, which no conversation shows.
+    """
 
     inputs: ForwardInputs
     targets_T: torch.Tensor
     images: list[torch.Tensor]
+    drawings: list[torch.Tensor]
+    characters_P2: torch.Tensor
     tasks: tuple[str, ...]
 
     @property
@@ -70,9 +80,21 @@ def assistant_message(answer: dict, call_ids: list[str]) -> dict:
 def encode(tokenizer: Tokenizer, example: Example) -> Encoded:
     prompt = tokenizer.encode_chat(example.messages, tools=example.tools, reasoning_effort=example.reasoning_effort)
     target = answer_ids(tokenizer, example.answer)
-    images = [np.frombuffer(i.pixels, dtype=np.float32).reshape(3, i.height, i.width) for i in prompt.images]
+    images = [_pixels(image) for image in prompt.images]
     mask = [False] * len(prompt.token_ids) + [True] * len(target)
-    return Encoded(example.task, prompt.token_ids + target, mask, images)
+    characters = [character_labels(image) for image in _drawn(example.messages)]
+    return Encoded(example.task, prompt.token_ids + target, mask, images, characters)
+
+
+def _pixels(image: ImageInput) -> np.ndarray:
+    return np.frombuffer(image.pixels, dtype=np.float32).reshape(3, image.height, image.width)
+
+
+def _drawn(messages: list[dict]) -> Iterator[Image.Image]:
+    """The images of a conversation, in their order."""
+    for message in messages:
+        if isinstance(message.get("content"), list):
+            yield from (part["image"] for part in message["content"] if part["type"] == "image")
 
 
 def join(tokenizer: Tokenizer, first: Example, second: Example) -> Example | None:
@@ -106,11 +128,20 @@ def encode_turns(tokenizer: Tokenizer, example: Example) -> Encoded:
         start = len(tokenizer.encode_chat(example.messages[:i], **settings).token_ids)
         end = whole.token_ids.index(tokenizer.control.eos, start) + 1
         mask[start:end] = [True] * (end - start)
-    return Encoded(whole.task, whole.token_ids, mask, whole.images)
+    return replace(whole, is_target=mask)
 
 
-def pack(tokenizer: Tokenizer, items: list[Encoded], rng: random.Random, max_offset: int) -> Batch:
-    """Packs conversations. One in four begins at a random position, so that late positions are trained as well."""
+def pack(
+    tokenizer: Tokenizer,
+    items: list[Encoded],
+    rng: random.Random,
+    max_offset: int,
+    drawings: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+) -> Batch:
+    """Packs conversations. One in four begins at a random position, so that late positions are trained as well.
+
+    `drawings` are pixels and character labels of further images.
+    """
     ids: list[int] = []
     targets: list[int] = []
     positions: list[int] = []
@@ -129,62 +160,113 @@ def pack(tokenizer: Tokenizer, items: list[Encoded], rng: random.Random, max_off
         lengths=tuple(len(item.token_ids) for item in items),
         image_idx_M=(token_ids == image_id).nonzero().squeeze(1) if images else None,
     )
-    return Batch(inputs, torch.tensor(targets), images, tuple(item.task for item in items))
+    labels = [label for item in items for label in item.characters] + [label for _, label in drawings]
+    return Batch(
+        inputs,
+        torch.tensor(targets),
+        images,
+        [torch.from_numpy(pixels.copy()) for pixels, _ in drawings],
+        torch.from_numpy(np.concatenate(labels)) if labels else torch.zeros(0, 2, dtype=torch.long),
+        tuple(item.task for item in items),
+    )
 
 
 def drill(tokenizer: Tokenizer, rng: random.Random) -> Encoded:
     """A random piece written several times over, with the loss on the repetitions.
 
-    Nothing but copying helps here: it polishes the induction head that training starts with (see start.py).
+    Nothing but copying helps here: it polishes the induction circuit that training starts with (see start.py). One
+    piece in three is a list of quotients: digits that repeat with a period are the hardest to copy.
     """
-    length = rng.randint(3, 20)
-    if rng.random() < 0.6:
-        piece = [rng.choice(tokenizer.encode_text("0123456789+-*/() .=,")) for _ in range(length)]
+    kind, length = rng.random(), rng.randint(3, 20)
+    if kind < 0.33:
+        quotients = [rng.randrange(-99, 1000) / rng.randrange(1, 100) for _ in range(rng.randint(1, 2))]
+        piece = tokenizer.encode_text("".join(f" = {q}." for q in quotients))
+    elif kind < 0.7:
+        symbols = tokenizer.encode_text("0123456789+-*/() .=,")
+        symbols = rng.sample(symbols, rng.randint(3, len(symbols)))  # few of them repeat often, as digits do
+        piece = [rng.choice(symbols) for _ in range(length)]
     else:
         piece = [rng.randrange(tokenizer.num_special_tokens, tokenizer.vocab_size) for _ in range(length)]
-    times = rng.randint(2, 4)
-    ids = [tokenizer.bos_id] + piece * times
-    return Encoded("drill", ids, [i > length for i in range(len(ids))], [])
+    ids = [tokenizer.bos_id] + piece * rng.randint(2, 4)
+    return Encoded("drill", ids, [i > len(piece) for i in range(len(ids))], [], [])
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What one step holds, in packed tokens (about) and drawings, and over how many batches it is dealt."""
+
+    tokens: int
+    drawings: int
+    batches: int
 
 
 def batches(
     tokenizer: Tokenizer,
     source: Callable[[int], Iterator[Example]],
-    tokens_per_step: int,
+    shape: StepShape,
     max_offset: int,
     first: int,
     drill_share: Callable[[int], float] = lambda step: 0.0,
-) -> Iterator[Batch]:
-    """One batch per step from step `first` on. Step n's data depend on n alone, so a resumed run goes on as it was.
+) -> Iterator[list[Batch]]:
+    """The batches of one step after the other from step `first` on, of about equal size.
 
-    `drill_share(n)` is the share of step n's tokens that are drills.
+    Step n's data depend on n alone, so a resumed run goes on as it was. `drill_share(n)` is the share of step n's
+    tokens that are drills.
     """
     step = first
     while True:
         rng = random.Random(f"pack-{step}")
         items: list[Encoded] = []
-        drills = int(tokens_per_step * drill_share(step))
+        drills = int(shape.tokens * drill_share(step))
         while drills > 0:
             items.append(drill(tokenizer, rng))
             drills -= len(items[-1].token_ids)
-        items += _conversations(tokenizer, source(step), tokens_per_step - sum(len(i.token_ids) for i in items), rng)
-        yield pack(tokenizer, items, rng, max_offset)
+        items += _conversations(tokenizer, source(step), shape.tokens - sum(len(i.token_ids) for i in items), rng)
+        images = [random_text_image(rng) for _ in range(shape.drawings)]
+        asked = [{"role": "user", "content": [{"type": "image", "image": image} for image in images]}]
+        seen = tokenizer.encode_chat(asked).images if images else []
+        drawings = [(_pixels(i), character_labels(image)) for i, image in zip(seen, images, strict=True)]
+        dealt = _deal(items, shape.batches)
+        yield [pack(tokenizer, part, rng, max_offset, drawings[i :: shape.batches]) for i, part in enumerate(dealt)]
         step += 1
+
+
+def _deal(items: list[Encoded], count: int) -> list[list[Encoded]]:
+    """Items in `count` heaps of about equal cost, the longest first; attention makes a token of a long one dearer."""
+    heaps: list[list[Encoded]] = [[] for _ in range(count)]
+    costs = [0.0] * count
+    for item in sorted(items, key=lambda item: -len(item.token_ids)):
+        least = costs.index(min(costs))
+        heaps[least].append(item)
+        costs[least] += len(item.token_ids) * (1 + len(item.token_ids) / 2000)
+    return heaps
+
+
+# What an example adds to a step's tokens on average: where it opens a conversation, and where it continues one.
+OPENING_TOKENS, FURTHER_TOKENS = 200, 75
+MAX_TURNS = 6  # examples in one conversation
 
 
 def _conversations(
     tokenizer: Tokenizer, stream: Iterator[Example], num_tokens: int, rng: random.Random
 ) -> list[Encoded]:
-    """Encoded examples of at least `num_tokens` in all; half of those that fit together are joined."""
-    items: list[Encoded] = []
-    held: dict[tuple, Example] = {}
+    """Conversations of about `num_tokens` in all.
+
+    Seven in ten examples continue an earlier one where the settings allow it: system prompt and tools, which no loss is
+    taken on, then serve several answers (a third of all tokens instead of a fifth are answers).
+    """
+    closed: list[Example] = []
+    open_ones: dict[tuple, tuple[Example, int]] = {}
     while num_tokens > 0:
         example = next(stream)
         key = (example.reasoning_effort, json.dumps(example.tools))
-        earlier = held.pop(key, None)
-        if earlier is not None and rng.random() < 0.5:
-            example = join(tokenizer, earlier, example) or example
-        held[key] = example
-        items.append(encode_turns(tokenizer, example))
-        num_tokens -= len(items[-1].token_ids)
-    return items
+        earlier, turns = open_ones.pop(key, (None, 0))
+        joined = None
+        if earlier is not None and turns < MAX_TURNS and rng.random() < 0.7:
+            joined = join(tokenizer, earlier, example)
+        if joined is None and earlier is not None:
+            closed.append(earlier)
+        open_ones[key] = (example, 1) if joined is None else (joined, turns + 1)
+        num_tokens -= OPENING_TOKENS if joined is None else FURTHER_TOKENS
+    closed += [example for example, _ in open_ones.values()]
+    return [encode_turns(tokenizer, example) for example in closed]

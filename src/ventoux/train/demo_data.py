@@ -37,10 +37,10 @@ __all__ = [
 
 DEFAULT_WEIGHTS = {
     "alphabet": 0.06,
-    "calc_call": 0.26,
-    "calc_result": 0.22,
-    "sum_think": 0.13,
-    "chat": 0.12,
+    "calc_call": 0.18,
+    "calc_result": 0.26,
+    "sum_think": 0.16,
+    "chat": 0.13,
     "image_calc": 0.09,
     "image_read": 0.09,
     "game": 0.03,

@@ -15,16 +15,16 @@ def demo_config() -> ModelConfig:
         llama_4_original_max_position_embeddings=1024,
     )
     text = TextConfig(
-        hidden_size=192,
+        hidden_size=256,
         num_hidden_layers=4,
         num_attention_heads=6,
         vocab_size=1000 + NUM_RANKS,
-        q_lora_rank=96,
-        kv_lora_rank=64,
-        qk_nope_head_dim=16,
+        q_lora_rank=128,
+        kv_lora_rank=112,
+        qk_nope_head_dim=48,
         qk_rope_head_dim=16,
-        v_head_dim=32,
-        intermediate_size=384,
+        v_head_dim=64,
+        intermediate_size=512,
         moe_intermediate_size=96,
         n_routed_experts=16,
         num_experts_per_tok=2,
@@ -32,10 +32,10 @@ def demo_config() -> ModelConfig:
         rope=rope,
     )
     vision = VisionConfig(
-        hidden_size=96,
+        hidden_size=128,
         num_hidden_layers=3,
-        num_attention_heads=3,
+        num_attention_heads=4,
         head_dim=32,
-        intermediate_size=192,
+        intermediate_size=384,
     )
     return ModelConfig(text=text, vision=vision)

@@ -135,7 +135,8 @@ class Parts:
         return Calculator(tools, name, parameter)
 
     def expressions(self) -> list[Expression]:
-        count = self.rng.choices((1, 2, 3), (7, 2, 1))[0]
+        """One to three; training sees more of the harder counts than the evaluation asks for."""
+        count = self.rng.choices((1, 2, 3), (7, 2, 1) if self.held_out else (4, 3, 3))[0]
         return [text_expression(self.rng, held_out=self.held_out) for _ in range(count)]
 
     def drawn_expressions(self) -> list[Expression]:
