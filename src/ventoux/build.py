@@ -124,15 +124,12 @@ def open_draft(folder: Path, asked: SpeculativeConfig, target: ModelConfig) -> C
 
 def speculation(asked: SpeculativeConfig, draft: Checkpoint | None, target: ModelConfig) -> Speculation:
     """What the plan has to know. A draft reads positions as the target does, so its own limit binds only if asked."""
+    count, adaptive = asked.num_speculative_tokens, asked.adaptive
     if draft is None:
-        return Speculation("ngram", asked.num_speculative_tokens) if asked.method == "ngram" else Speculation()
-    return Speculation(
-        "eagle",
-        asked.num_speculative_tokens,
-        draft.weights(),
-        draft.config.text.cached_values,
-        asked.max_model_len or min(draft.config.text.max_position_embeddings, target.text.max_position_embeddings),
-    )
+        return Speculation("ngram", count, adaptive=adaptive) if asked.method == "ngram" else Speculation()
+    longest = min(draft.config.text.max_position_embeddings, target.text.max_position_embeddings)
+    cached = draft.config.text.cached_values
+    return Speculation("eagle", count, draft.weights(), cached, asked.max_model_len or longest, adaptive)
 
 
 def _mask_factory(folder: Path) -> MaskFactory:

@@ -21,7 +21,8 @@ class SpeculativeConfig:
     """`method` None: EAGLE if `model` is given or a draft lies in the target's folder, else no speculation.
 
     `max_model_len` bounds the draft's own context, in tokens: sequences that grow beyond it go on without guesses.
-    The n-gram method looks for `prompt_lookup_max` down to `prompt_lookup_min` tokens.
+    The n-gram method looks for `prompt_lookup_max` down to `prompt_lookup_min` tokens. `adaptive` False: always as many
+    guesses as there is room for, however few come true.
     """
 
     method: Method | None = None
@@ -30,6 +31,7 @@ class SpeculativeConfig:
     max_model_len: int | None = None
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 2
+    adaptive: bool = True
 
 
 def parse_speculative(given: str | dict[str, Any] | None) -> SpeculativeConfig:
@@ -57,8 +59,10 @@ def parse_speculative(given: str | dict[str, Any] | None) -> SpeculativeConfig:
         problems.append(f"method must be one of {', '.join(get_args(Method))}, got {values['method']!r}")
     if not isinstance(values.get("model", ""), str):
         problems.append(f"model must be a folder or a Hub id, got {values['model']!r}")
+    if not isinstance(values.get("adaptive", True), bool):
+        problems.append(f"adaptive must be true or false, got {values['adaptive']!r}")
     numbers: dict[str, int] = {}
-    for key in known - {"method", "model"}:
+    for key in known - {"method", "model", "adaptive"}:
         if values.get(key) is not None:
             number = _count(values[key])
             if number is None:
@@ -69,7 +73,8 @@ def parse_speculative(given: str | dict[str, Any] | None) -> SpeculativeConfig:
     if problems:
         raise ConfigError(f"{FLAG}: {'; '.join(problems)}.")
     method = cast(Method | None, values.get("method"))
-    return SpeculativeConfig(method=method, model=values.get("model"), **numbers)
+    adaptive = values.get("adaptive", True)
+    return SpeculativeConfig(method=method, model=values.get("model"), adaptive=adaptive, **numbers)
 
 
 def _count(value: object) -> int | None:

@@ -119,6 +119,7 @@ def test_speculative_config_must_be_an_object(value):
         ({"model": 7}, "a folder or a Hub id"),
         ({"method": "ngram", "model": "x"}, "takes no model"),
         ({"method": "ngram", "prompt_lookup_min": 5, "prompt_lookup_max": 3}, "must not exceed"),
+        ({"adaptive": "no"}, "adaptive must be true or false"),
         ({"draft_sample_method": "probabilistic"}, "can only be greedy"),
     ],
 )

@@ -8,9 +8,10 @@ import httpx2
 import pytest
 import torch
 
-from tests.engines import tiny_engine
+from tests.engines import generate, request, tiny_engine
 from tests.tiny import tiny_config, tiny_model, write_tiny
 from ventoux.cli import main
+from ventoux.config import Speculation
 from ventoux.errors import ConfigError, EngineError
 from ventoux.evals import bench, machine
 from ventoux.evals.bench_serve import ServeBench, percentiles
@@ -85,10 +86,29 @@ def test_decode_leaves_out_steps_that_read_prompts(monkeypatch):
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
     measured = bench.latency(engine, prompt_tokens=[8], batch_sizes=[3], new_tokens=10, repeats=1)
     assert measured["decode"][0]["tokens_per_second"]["median"] == 3
+    assert measured["decode"][0]["tokens_per_step"] == 3
+
+
+def test_decode_counts_what_guesses_brought(monkeypatch):
+    """A draft that is always right about two tokens: three a second, at one step a second."""
+
+    class Right:
+        def propose(self, progress):
+            return [known[p.sequence.num_generated :][: p.wanted] for p in progress]
+
+    ids = bench._prompts(tiny_engine(), 1, bench.DECODE_PROMPT, seed=0)[0]
+    (known,) = generate(tiny_engine(), request(ids, max_tokens=20))
+    engine = tiny_engine(make_drafter=lambda runner, plan: Right(), speculation=Speculation("test", 2, adaptive=False))
+    clock = iter(range(10_000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    measured = bench.latency(engine, prompt_tokens=[8], batch_sizes=[1], new_tokens=19, repeats=1)
+    assert measured["decode"][0]["tokens_per_second"]["median"] == 3
 
 
 def test_share_of_bandwidth():
-    rows = [{"batch_size": 2, "tokens_per_second": {"median": 20.0}, "weight_bytes_per_step": 300}]
+    """10 steps of 300 bytes a second."""
+    row = {"batch_size": 2, "tokens_per_second": {"median": 20.0}, "tokens_per_step": 2, "weight_bytes_per_step": 300}
+    rows = [row]
     bench.add_shares(rows, bandwidth=6000.0)
     assert rows[0]["share_of_bandwidth"] == 0.5
 

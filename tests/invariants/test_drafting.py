@@ -221,10 +221,9 @@ def test_one_long_sequence_leaves_the_guesses_of_the_others_alone():
     """Beyond the draft's limit a sequence goes on without guesses; vLLM stops guessing for the whole batch."""
 
     def accepted(long_prompt):
-        # Nothing is left to the clock: as many guesses as there may be, every step.
-        limited = Speculation("eagle", 3, StoredWeights(0), tiny_draft_config().text.cached_values, 60)
+        cached = tiny_draft_config().text.cached_values
+        limited = Speculation("eagle", 3, StoredWeights(0), cached, 60, adaptive=False)
         engine = any_engine(2048, model=model("float32"), make_drafter=eagle, speculation=limited)
-        engine.speculation.pace.choose = lambda num_sequences: 3
         asked = [request(prompt(9 + i, seed=i), f"short-{i}", max_tokens=30) for i in range(4)]
         outputs = run(engine, [*asked, request(prompt(long_prompt, seed=50), "other", max_tokens=30)])
         counts = {key: (o[-1].num_drafted_tokens, o[-1].num_accepted_tokens) for key, o in outputs.items()}

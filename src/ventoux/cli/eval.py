@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -52,7 +53,12 @@ def run(args: argparse.Namespace) -> int:
     for task, result in results.items():
         share = 100 * result.right / result.asked
         effort = 100 * result.effort_respected / result.asked
-        print(f"{task:<14}{result.right:>5} of {result.asked:<5}{share:6.1f} %   effort respected {effort:.1f} %")
+        drafts = (
+            f"   guesses accepted {result.accepted_tokens} of {result.drafted_tokens}" if result.drafted_tokens else ""
+        )
+        print(
+            f"{task:<14}{result.right:>5} of {result.asked:<5}{share:6.1f} %   effort respected {effort:.1f} %{drafts}"
+        )
         if args.show_failures:
             for expected, got in result.failures:
                 print(f"    expected {json.dumps(expected, ensure_ascii=False)}")
@@ -64,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
             "commit": commit(),
             "seed": args.seed,
             "tasks": {
-                t: {"asked": r.asked, "right": r.right, "effort_respected": r.effort_respected}
-                for t, r in results.items()
+                t: {name: value for name, value in asdict(r).items() if name != "failures"} for t, r in results.items()
             },
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -297,7 +297,13 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------- endings
 
     def _output(self, sequence: Sequence, **fields) -> EngineOutput:
-        output = EngineOutput(request_id=sequence.request.request_id, index=sequence.index, **fields)
+        output = EngineOutput(
+            request_id=sequence.request.request_id,
+            index=sequence.index,
+            num_drafted_tokens=sequence.num_drafted,
+            num_accepted_tokens=sequence.num_accepted,
+            **fields,
+        )
         if not sequence.reported:
             sequence.reported = True
             output.num_cached_tokens = sequence.num_cached or 0
@@ -320,7 +326,6 @@ class Engine:
         if not any(key[0] == request_id for key in self.sequences):
             self.seeds.pop(request_id, None)
             self.siblings.pop(request_id, None)
-        fields |= {"num_drafted_tokens": sequence.num_drafted, "num_accepted_tokens": sequence.num_accepted}
         return self._output(sequence, tokens=tokens or [], finish_reason=reason, **fields)
 
     def _fail(self, sequence: Sequence, error: Exception, tokens: list[TokenOutput] | None = None) -> EngineOutput:

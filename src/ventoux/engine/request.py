@@ -106,7 +106,7 @@ class EngineOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output
     error_code: str | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: list[list[TokenLogprob]] | None = None
-    # With the finish reason: tokens that a draft guessed for this sequence, and how many of them came true.
+    # Tokens that were guessed for this sequence so far, and how many of them came true.
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
 

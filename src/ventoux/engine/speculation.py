@@ -28,8 +28,8 @@ FIRST_STEPS = 4  # of each number, when as many sequences are met for the first 
 
 
 class Pace:
-    def __init__(self, most: int):
-        self.most = most
+    def __init__(self, most: int, adaptive: bool = True):
+        self.most, self.adaptive = most, adaptive
         self._rates: dict[tuple[int, int], float] = {}
         self._counts: Counter[tuple[int, int]] = Counter()
         self._steps = 0
@@ -38,6 +38,8 @@ class Pace:
 
     def choose(self, num_sequences: int) -> int:
         """Guesses per sequence for the next step."""
+        if not self.adaptive:
+            return self.most
         self._steps += 1
         bucket = num_sequences.bit_length()
         phase = self._steps % TRY_EVERY
@@ -67,7 +69,7 @@ class Speculation:
 
     def __init__(self, drafter: Drafter, scheduler: Scheduler, plan: EnginePlan):
         self.drafter, self.scheduler, self.plan = drafter, scheduler, plan
-        self.pace = Pace(plan.num_speculative_tokens)
+        self.pace = Pace(plan.num_speculative_tokens, plan.adaptive_speculation)
 
     def guess(self, computed: list[tuple[Chunk, torch.Tensor]], began: float) -> None:
         """Leaves guesses in those sequences of a step that go on. `began`: when the step did, in monotonic seconds.

@@ -72,19 +72,25 @@ def latency(
                 rates.append(length / seconds)
         prefill.append({"prompt_tokens": length, "tokens_per_second": spread(rates)})
     for batch_size in batch_sizes:
-        rates = []
+        rates, per_step = [], []
         for run in range(repeats):
-            rates.append(_decode_rate(engine, batch_size, new_tokens, seed=run))
+            rate, tokens = _decode_rate(engine, batch_size, new_tokens, seed=run)
+            rates.append(rate)
+            per_step.append(tokens)
             tick()
-        active = active_bytes(engine.runner.model, batch_size)
-        decode.append({"batch_size": batch_size, "tokens_per_second": spread(rates), "weight_bytes_per_step": active})
+        row = {
+            "batch_size": batch_size,
+            "tokens_per_second": spread(rates),
+            "tokens_per_step": statistics.mean(per_step),
+        }
+        decode.append({**row, "weight_bytes_per_step": active_bytes(engine.runner.model, batch_size)})
     return {"prefill": prefill, "decode": decode}
 
 
 def add_shares(decode: list[dict[str, Any]], bandwidth: float) -> None:
-    """Adds to each row which share of the memory's bytes per second the weights of its steps came to."""
+    """Adds to each row which share of the memory's bytes per second its steps' weights came to (not a draft's)."""
     for row in decode:
-        steps_per_second = row["tokens_per_second"]["median"] / row["batch_size"]
+        steps_per_second = row["tokens_per_second"]["median"] / row["tokens_per_step"]
         row["share_of_bandwidth"] = steps_per_second * row["weight_bytes_per_step"] / bandwidth
 
 
@@ -152,15 +158,18 @@ def _prompts(engine: Engine, count: int, length: int, seed: int) -> list[list[in
     return [random_prompt(length, vocab_size, seed=hash((seed, length, i))) for i in range(count)]
 
 
-def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) -> float:
-    """Tokens per second over the steps in which every sequence decodes and none has a prompt to read."""
+def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) -> tuple[float, float]:
+    """Tokens per second and per step, over the steps in which every sequence decodes and none has a prompt to read."""
     prompts = _prompts(engine, batch_size, DECODE_PROMPT, seed)
     started: set[str] = set()
     full: list[float] = []
+    tokens = 0
 
     def watch(outputs: list[EngineOutput], seconds: float) -> None:
+        nonlocal tokens
         if len(started) == len(outputs) == batch_size:
             full.append(seconds)
+            tokens += sum(len(output.tokens) for output in outputs)
         started.update(output.request_id for output in outputs)
 
     _run(engine, prompts, new_tokens, watch)
@@ -169,7 +178,7 @@ def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) ->
             f"no step decoded all {batch_size} sequences: raise --new-tokens, --max-num-batched-tokens or"
             " --kv-cache-memory."
         )
-    return batch_size * len(full) / sum(full)
+    return tokens / sum(full), tokens / len(full)
 
 
 def _run(

@@ -29,10 +29,15 @@ class TaskResult:
     asked: int = 0
     right: int = 0
     effort_respected: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     failures: list[tuple[dict, dict]] = field(default_factory=list)
 
-    def add(self, one: Example, reply: dict) -> None:
+    def add(self, one: Example, reply: dict, counts: dict[str, int]) -> None:
+        """`counts`: the response's `completion_tokens_details`."""
         self.asked += 1
+        self.drafted_tokens += counts["drafted_tokens"]
+        self.accepted_tokens += counts["accepted_tokens"]
         self.effort_respected += effort_respected(one, reply)
         if judge(one, reply):
             self.right += 1
@@ -75,7 +80,8 @@ async def evaluate(
                 raise EngineError(f"{url} does not answer: {error}") from error
             if response.status_code != 200:
                 raise EngineError(f"the server answered {response.status_code}: {response.text[:300]}")
-            results[task].add(one, reply_of(response.json()))
+            answer = response.json()
+            results[task].add(one, reply_of(answer), answer["usage"]["completion_tokens_details"])
             done += 1
             if progress is not None:
                 progress(done, len(jobs))

@@ -130,14 +130,14 @@ def moe(
     down_EDF: Weight,
     shared: tuple[Weight, Weight, Weight],
 ) -> Tensor:
-    """Choices sorted by expert, one product per expert that was chosen, and back; each row adds its K in their order."""
+    """Choices sorted by expert, one product per chosen expert, and back; each row adds its K in their order."""
     top_k = expert_ids_TK.shape[1]
     choice_X = expert_ids_TK.flatten().argsort(stable=True)
     counts = torch.bincount(expert_ids_TK.flatten(), minlength=len(gate_up_EGD)).tolist()
     # Unbound once: the gradient of gate_up_EGD[e] would be a whole [E, G, D] of zeros per expert.
-    experts = zip(x_TD.index_select(0, choice_X // top_k).split(counts), gate_up_EGD.unbind(), down_EDF.unbind(), strict=True)
+    sorted_XD = x_TD.index_select(0, choice_X // top_k)
     outs = []
-    for x_RD, gate_up_GD, down_DF in experts:
+    for x_RD, gate_up_GD, down_DF in zip(sorted_XD.split(counts), gate_up_EGD.unbind(), down_EDF.unbind(), strict=True):
         if len(x_RD):
             gate_RF, up_RF = linear(x_RD, gate_up_GD).chunk(2, dim=-1)
             outs.append(linear(F.silu(gate_RF) * up_RF, down_DF))

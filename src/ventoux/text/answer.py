@@ -119,6 +119,8 @@ class AnswerStream:
         self.token_ids: list[int] = []
         self.num_tokens = 0
         self.num_cached_tokens = 0
+        self.num_drafted_tokens = 0
+        self.num_accepted_tokens = 0
         self.num_tool_calls = 0
         self.prompt_logprobs: list[Logprobs | None] | None = None
 
@@ -132,6 +134,7 @@ class AnswerStream:
         if self.finish_reason is not None:
             return events
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        self.num_drafted_tokens, self.num_accepted_tokens = output.num_drafted_tokens, output.num_accepted_tokens
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = [self._scores(scores) if scores else None for scores in output.prompt_logprobs]
         # Token by token: what a speculative step brought after a stop string is no part of the answer.

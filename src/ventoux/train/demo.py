@@ -1,7 +1,7 @@
 """Trains the bundled model: AdamW, warm-up, constant rate, then linear decay; resumable at any step.
 
 A step depends on its number alone (data, offsets, learning rate), so an interrupted run continues as if it had not been
-interrupted. State lies in one file, written atomically.
+interrupted.
 
 Each thread takes its own share of a step's conversations forward and backward, with operators that run on one thread:
 products of a model this small are over before a second thread has joined in. Their gradients add up in the parameters.
@@ -9,13 +9,10 @@ products of a model this small are over before a second thread has joined in. Th
 
 from __future__ import annotations
 
-import json
-import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +26,7 @@ from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo_batches import Batch, StepShape, batches
 from ventoux.train.demo_data import Example, examples
 from ventoux.train.demo_model import demo_config
+from ventoux.train.run import Run, Schedule
 from ventoux.train.start import initialise
 
 Tensor = torch.Tensor
@@ -52,13 +50,7 @@ class TrainConfig:
     max_offset: int = 8192
     drill_steps: int = 150  # copying drills alone for so long, then fading to a tenth over as many steps
     seed: int = 0
-    save_every_s: float = 240.0
     judge_every: int = 200
-
-    def rate(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        left = min(1.0, (self.steps - step) / self.decay_steps)
-        return self.learning_rate * warm * left
 
     def drill_share(self, step: int) -> float:
         return max(0.1, min(1.0, 2.0 - step / max(self.drill_steps, 1))) if self.drill_steps else 0.0
@@ -115,10 +107,9 @@ class Reader(nn.Module):
 
 def forward(model: Mistral4, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits [M, V] at the positions that have a target, those targets [M], and the vision tower's states [P, D]."""
-    inputs, states_PD = batch.inputs, None
-    if batch.images or batch.drawings:
-        states_PD = model.vision_tower([*batch.images, *batch.drawings])
-    if batch.images:
+    inputs, images = batch.inputs, [*batch.images, *batch.drawings]
+    states_PD = model.vision_tower(images) if images else None
+    if batch.images and states_PD is not None:
         grids = [model.vision_tower.grid(image) for image in batch.images]
         shown = states_PD[: sum(rows * cols for rows, cols in grids)]
         inputs = replace(inputs, image_rows_MD=model.multi_modal_projector(shown, grids))
@@ -130,7 +121,6 @@ class Trainer:
     def __init__(self, config: TrainConfig, tokenizer: Tokenizer, out: Path):
         self.config = config
         self.tokenizer = tokenizer
-        self.out = out
         self.model = Mistral4(demo_config(), REFERENCE)
         initialise(self.model, config.seed)
         torch.manual_seed(config.seed)  # the reader starts as nn.Linear does
@@ -138,46 +128,8 @@ class Trainer:
         self.reader = Reader(self.model)
         self.pool = ThreadPoolExecutor(config.num_threads)
         self.shape = StepShape(config.tokens_per_step, config.drawings_per_step, config.num_threads)
-        matrices = [p for p in self.parameters() if p.ndim > 1]
-        vectors = [p for p in self.parameters() if p.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
-        self.step = 0
-        self.tokens = 0
-        self.seconds = 0.0
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.reader.parameters()]
-
-    @property
-    def state_file(self) -> Path:
-        return self.out / "state.pt"
-
-    def resume(self) -> bool:
-        """Goes on from the state file, if there is one."""
-        if not self.state_file.exists():
-            return False
-        state = torch.load(self.state_file, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.reader.load_state_dict(state["reader"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        return True
-
-    def save(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        state = {
-            "model": self.model.state_dict(),
-            "reader": self.reader.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "config": asdict(self.config),
-        }
-        partial = self.state_file.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.state_file)
+        schedule = Schedule(config.steps, config.decay_steps, config.warmup_steps, config.learning_rate)
+        self.run = Run({"model": self.model, "reader": self.reader}, schedule, config.weight_decay, out)
 
     def source(self, step: int) -> Iterator[Example]:
         return examples(self.config.seed * 1_000_003 + step, held_out=False)
@@ -185,23 +137,10 @@ class Trainer:
     def train(self, report: Callable[[dict], None]) -> None:
         """Runs to the last step. `report` gets a record per step; the state is saved every few minutes."""
         cfg = self.config
-        saved = time.monotonic()
-        stream = batches(self.tokenizer, self.source, self.shape, cfg.max_offset, self.step, cfg.drill_share)
-        while self.step < cfg.steps:
-            start = time.monotonic()
-            record = self.train_step(next(stream))
-            self.seconds += time.monotonic() - start
-            if self.step % cfg.judge_every == 0 or self.step == cfg.steps:
-                record["exact"] = self.judge()
-            report(record)
-            if time.monotonic() - saved > cfg.save_every_s or self.step == cfg.steps:
-                self.save()
-                saved = time.monotonic()
+        stream = batches(self.tokenizer, self.source, self.shape, cfg.max_offset, self.run.step, cfg.drill_share)
+        self.run.loop(lambda: self.train_step(next(stream)), report, lambda: {"exact": self.judge()}, cfg.judge_every)
 
     def train_step(self, parts: list[Batch]) -> dict:
-        rate = self.config.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         num_targets = sum(int((part.targets_T >= 0).sum()) for part in parts)
         num_patches = sum(len(part.characters_P2) for part in parts)
 
@@ -217,15 +156,9 @@ class Trainer:
             return loss.item(), balance.item(), reading.item()
 
         losses, balances, readings = zip(*self.pool.map(work, parts), strict=True)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.tokens += sum(part.num_tokens for part in parts)
-        numbers = {"loss": sum(losses), "balance": sum(balances), "reading": sum(readings), "norm": norm.item()}
-        rounded = {name: round(value, 4) for name, value in numbers.items()}
-        counts = {"step": self.step, "tokens": self.tokens, "targets": num_targets, "seconds": round(self.seconds, 1)}
-        return {**counts, **rounded, "rate": round(rate, 8)}
+        moved = self.run.update(sum(part.num_tokens for part in parts))
+        numbers = {"loss": sum(losses), "balance": sum(balances), "reading": sum(readings)}
+        return {"targets": num_targets, **numbers, **moved}
 
     @torch.no_grad()
     def judge(self, num_tokens: int = 24576) -> dict[str, str]:
@@ -251,14 +184,3 @@ class Trainer:
                 tally[1] += 1
         self.watch.seen.clear()
         return {task: f"{a}/{b}" for task, (a, b) in sorted(right.items())}
-
-
-def log_to(path: Path) -> Callable[[dict], None]:
-    """A `report` that appends one JSON line per record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def report(record: dict) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    return report

@@ -88,7 +88,7 @@ def _write(
 
 
 def character_labels(image: Image.Image) -> np.ndarray:
-    """What stands under the left and the right half of every 14-pixel patch [rows * cols, 2]: 0 for nothing, or ASCII - 32.
+    """What stands under both halves of every 14-pixel patch [rows * cols, 2]: 0 for nothing, else its ASCII code - 32.
 
     Halves, since a character of 20 pixels height is about 11 wide: a whole patch may hold parts of three.
     """

@@ -1,0 +1,189 @@
+"""Trains an EAGLE draft for a model, on recordings of its own answers (Li et al., EAGLE, 2024, section 4.2).
+
+The loss is taken where the answer is: cross-entropy against the token that came, and smooth L1 against the hidden state
+that the model itself had one position later. A share of the hidden states that the draft reads are its own of a first
+pass, as they will be when it continues its guesses.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ventoux.config import ModelConfig
+from ventoux.model.decoder import ForwardInputs
+from ventoux.model.eagle import Draft
+from ventoux.model.mistral4 import Mistral4
+from ventoux.ops.reference import REFERENCE
+from ventoux.train.record import Recording, load_recordings
+from ventoux.train.run import Run, Schedule
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class DraftTrainConfig:
+    steps: int = 1500
+    decay_steps: int = 1000
+    warmup_steps: int = 50
+    tokens_per_step: int = 4096
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    regression: float = 1.0  # weight of the smooth L1 loss against the model's next hidden state
+    own_states: float = 0.4  # share of the hidden states that are the draft's own
+    num_threads: int = 2
+    judge_every: int = 250
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DraftBatch:
+    """Packed slots: position P reads token P + 1 and the hidden state at P, and is to say token P + 2."""
+
+    inputs: ForwardInputs
+    hidden_TD: Tensor
+    targets_T: Tensor  # -100 outside of the answer
+    next_hidden_TD: Tensor  # the model's hidden state at P + 1; zero for the last slot of each, which has none
+    has_next_T: Tensor
+
+
+def draft_config(target: ModelConfig, num_layers: int = 2) -> ModelConfig:
+    """The published draft's shape beside this target: dense layers of the target's widths."""
+    text = replace(target.text, num_hidden_layers=num_layers, first_k_dense_replace=num_layers)
+    return replace(target, text=text, vision=None, is_draft=True)
+
+
+def pack(recordings: list[Recording]) -> DraftBatch:
+    ids, lengths, hidden, targets, nexts, has_next, image_idx, image_rows = ([] for _ in range(8))
+    for r in recordings:
+        count = len(r.hidden_PD)
+        ids.append(r.token_ids_T[1 : count + 1].long())
+        target = r.token_ids_T[2 : count + 2].long()
+        targets.append(torch.where(torch.arange(2, count + 2) >= r.num_prompt, target, -100))
+        hidden.append(r.hidden_PD.float())
+        nexts.append(F.pad(r.hidden_PD[1:].float(), (0, 0, 0, 1)))
+        has_next.append(torch.arange(count) < count - 1)
+        ahead = r.image_idx_M - 1
+        seen = (ahead >= 0) & (ahead < count)
+        image_idx.append(ahead[seen] + sum(lengths))
+        image_rows.append(r.image_rows_MD[seen].float())
+        lengths.append(count)
+    idx = torch.cat(image_idx)
+    inputs = ForwardInputs(
+        torch.cat(ids),
+        torch.cat([torch.arange(n) for n in lengths]),
+        tuple(lengths),
+        image_idx_M=idx if len(idx) else None,
+        image_rows_MD=torch.cat(image_rows) if len(idx) else None,
+    )
+    return DraftBatch(inputs, torch.cat(hidden), torch.cat(targets), torch.cat(nexts), torch.cat(has_next))
+
+
+def initialise_draft(draft: Draft, seed: int) -> None:
+    """Fan-in scaled noise; the layers start by passing the model's hidden state on."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = math.sqrt(2 * draft.config.num_hidden_layers)
+    for name, p in draft.named_parameters():
+        if p.ndim == 1:
+            torch.nn.init.ones_(p)
+            continue
+        std = p.shape[-1] ** -0.5
+        torch.nn.init.normal_(
+            p, 0.0, std / depth if name.endswith(("o_proj.weight", "down_proj.weight")) else std, generator=generator
+        )
+    with torch.no_grad():
+        D = draft.config.hidden_size
+        draft.eagle_linear.weight[:, D:] += torch.eye(D)
+
+
+class DraftTrainer:
+    """`target` is frozen; `recordings` are files written by `record`, of which the last is held out."""
+
+    def __init__(self, config: DraftTrainConfig, target: Mistral4, recordings: list[Path], out: Path):
+        self.config, self.target = config, target
+        target.requires_grad_(False)
+        self.config_of_draft = draft_config(target.config)
+        self.draft = Draft(self.config_of_draft.text, REFERENCE)
+        initialise_draft(self.draft, config.seed)
+        self.files, self.held_out = recordings[:-1], load_recordings(recordings[-1])
+        schedule = Schedule(config.steps, config.decay_steps, config.warmup_steps, config.learning_rate)
+        self.run = Run({"draft": self.draft}, schedule, config.weight_decay, out)
+        self.pool = ThreadPoolExecutor(config.num_threads)
+
+    def train(self, report: Callable[[dict], None]) -> None:
+        """Runs to the last step; `report` gets a record per step."""
+        stream = self._recordings()
+        self.run.loop(lambda: self.train_step(self._take(stream)), report, self.judge, self.config.judge_every)
+
+    def _recordings(self) -> Iterator[Recording]:
+        """Endless; each pass over the files in another order. A resumed run goes on with a pass of its own."""
+        rng = random.Random(f"{self.config.seed} {self.run.step}")
+        while True:
+            for path in rng.sample(self.files, len(self.files)):
+                recordings = load_recordings(path)
+                rng.shuffle(recordings)
+                yield from (r for r in recordings if len(r.hidden_PD) > 1)
+
+    def _take(self, stream: Iterator[Recording]) -> list[DraftBatch]:
+        """One step's recordings, dealt over the threads."""
+        heaps: list[list[Recording]] = [[] for _ in range(self.config.num_threads)]
+        sizes = [0] * len(heaps)
+        while sum(sizes) < self.config.tokens_per_step:
+            least = sizes.index(min(sizes))
+            heaps[least].append(next(stream))
+            sizes[least] += len(heaps[least][-1].hidden_PD)
+        return [pack(heap) for heap in heaps if heap]
+
+    def train_step(self, parts: list[DraftBatch]) -> dict:
+        num_targets = sum(int((part.targets_T >= 0).sum()) for part in parts)
+
+        def work(part: DraftBatch) -> tuple[float, float, int]:
+            with torch.no_grad():
+                states_TD = self._states(part, part.hidden_TD)
+            own_T = torch.rand(len(states_TD)) < self.config.own_states
+            states_TD = self._states(part, torch.where(own_T[:, None], _shifted(part, states_TD), part.hidden_TD))
+            wanted = part.targets_T >= 0
+            logits_MV = self.target.logits(states_TD[wanted])
+            targets_M = part.targets_T[wanted]
+            guess = F.cross_entropy(logits_MV, targets_M, reduction="sum") / num_targets
+            near = wanted & part.has_next_T
+            regression = F.smooth_l1_loss(states_TD[near], part.next_hidden_TD[near], reduction="sum")
+            regression = regression / (num_targets * states_TD.shape[1])
+            (guess + self.config.regression * regression).backward()
+            return guess.item(), regression.item(), int((logits_MV.argmax(-1) == targets_M).sum())
+
+        guesses, regressions, hits = zip(*self.pool.map(work, parts), strict=True)
+        moved = self.run.update(sum(len(part.targets_T) for part in parts))
+        numbers = {"loss": sum(guesses), "regression": sum(regressions), "right": sum(hits) / num_targets}
+        return {**numbers, **moved}
+
+    def _states(self, batch: DraftBatch, hidden_TD: Tensor) -> Tensor:
+        return self.draft(self.target.language_model.embed(batch.inputs), hidden_TD, batch.inputs)
+
+    @torch.no_grad()
+    def judge(self) -> dict[str, list[float]]:
+        """Share of held-out tokens that are guessed first, from true hidden states, then from its own of one and of
+        two passes before (where all the others are its own as well: an estimate from below)."""
+        batch = pack([r for r in self.held_out if len(r.hidden_PD) > 1])
+        wanted = batch.targets_T >= 0
+        hidden_TD, shares = batch.hidden_TD, []
+        for _ in range(3):
+            states_TD = self._states(batch, hidden_TD)
+            right_M = self.target.logits(states_TD[wanted]).argmax(-1) == batch.targets_T[wanted]
+            shares.append(round(float(right_M.float().mean()), 3))
+            hidden_TD = _shifted(batch, states_TD)
+        return {"held_out": shares}
+
+
+def _shifted(batch: DraftBatch, states_TD: Tensor) -> Tensor:
+    """The state that each slot's predecessor came to; the first of every sequence keeps the model's."""
+    before_TD = states_TD.roll(1, 0)
+    first_T = batch.inputs.positions_T == 0
+    return torch.where(first_T[:, None], batch.hidden_TD, before_TD)
