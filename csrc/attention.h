@@ -1,9 +1,9 @@
-// Latent attention over the paged cache, absorbed (see model/attention.py): all heads of a token share the cached rows, so
-// its H queries are H rows of one product with them.
+// Latent attention over the paged cache, absorbed (see model/attention.py): all heads of a token share the cached
+// rows, so its H queries are H rows of one product with them.
 //
-// Keys are visited in segments of 256 and blocks of 64, counted from the start of the sequence. A segment's softmax starts
-// afresh and segments are merged in rising order, so the bits of a result depend on the sequence alone: not on the chunk,
-// not on the other tokens in it, not on which thread had which segment.
+// Keys are visited in segments of 256 and blocks of 64, counted from the start of the sequence. A segment's softmax
+// starts afresh and segments are merged in rising order, so the bits of a result depend on the sequence alone: not on
+// the chunk, not on the other tokens in it, not on which thread had which segment.
 #pragma once
 
 #include <vector>
@@ -32,7 +32,8 @@ inline void write_latent(Pool& pool, Rows rows, Rows norm, float eps, Rope rope,
   run_rows(pool, rows.count, [&](int64_t t) {
     for (int64_t i = 0; i < half; ++i) {
       float even, odd;
-      turn(get(rows, t, C + 2 * i), get(rows, t, C + 2 * i + 1), rope.cos[t * half + i], rope.sin[t * half + i], &even, &odd);
+      turn(get(rows, t, C + 2 * i), get(rows, t, C + 2 * i + 1), rope.cos[t * half + i], rope.sin[t * half + i], &even,
+           &odd);
       put(cache, slots[t], C + 2 * i, even);
       put(cache, slots[t], C + 2 * i + 1, odd);
     }
@@ -41,8 +42,9 @@ inline void write_latent(Pool& pool, Rows rows, Rows norm, float eps, Rope rope,
 
 // out[m][c] += sum_s p[m][s] v[s][c] for M rows and `blocks` split blocks of the cached rows, keys in rising order.
 template <int M, int B, class Reader>
-inline __attribute__((always_inline)) void weigh_block(const float* p, int64_t p_ld, const Reader* keys, int64_t num_keys,
-                                                       int64_t first_block, int64_t cols, float* out, int64_t ld) {
+inline __attribute__((always_inline)) void weigh_block(const float* p, int64_t p_ld, const Reader* keys,
+                                                       int64_t num_keys, int64_t first_block, int64_t cols, float* out,
+                                                       int64_t ld) {
   V even[M][B], odd[M][B];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -122,8 +124,8 @@ struct Attend {
     return cache.row(page * layout.page_size + j % layout.page_size);
   }
 
-  // Rows [row, row + num_rows) of the queries against keys [first, end) of their sequence. A row's token may see keys up
-  // to `sees[its number]`; others get weight zero.
+  // Rows [row, row + num_rows) of the queries against keys [first, end) of their sequence. A row's token may see keys
+  // up to `sees[its number]`; others get weight zero.
   void segment(int64_t sequence, int64_t row, int num_rows, const int64_t* sees, int64_t first, int64_t end,
                const Softmax& state) const {
     const int64_t width = latent_width, C = how.latent;
@@ -327,7 +329,8 @@ inline void attend(Pool& pool, const Attend<Reader>& work, float* sums) {
 }
 
 // out[t, h O + o] = W_UV[h, o] . sums[t, h]
-inline void expand_values(Pool& pool, const float* sums, int64_t width, const Weight& kv_b, const Attention& how, Rows out) {
+inline void expand_values(Pool& pool, const float* sums, int64_t width, const Weight& kv_b, const Attention& how,
+                          Rows out) {
   const int64_t H = how.heads, N = how.nope, O = how.value;
   constexpr int64_t kTokens = 4 * kMaxM;
   const int64_t token_blocks = (out.count + kTokens - 1) / kTokens;
@@ -348,7 +351,8 @@ inline void expand_values(Pool& pool, const float* sums, int64_t width, const We
 
 inline void attention(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
                       Rows out) {
-  const int64_t rows = q.count * how.heads, query_width = padded(how.latent + how.rope.width), width = padded(how.latent);
+  const int64_t rows = q.count * how.heads, width = padded(how.latent);
+  const int64_t query_width = padded(how.latent + how.rope.width);
   float* queries = static_cast<float*>(pool.scratch(kQueries, size_t(rows * query_width) * 4));
   float* sums = static_cast<float*>(pool.scratch(kHidden, size_t(rows * width) * 4));
   if (kv_b.format == Format::kBf16) {

@@ -1,11 +1,13 @@
-// The one product that everything is made of: dot products of R weight rows with M activation rows.
+// The product of vector code: dot products of R weight rows with M activation rows. (Tiles have another:
+// tile_product.h.)
 //
-// Each result is one chain of fused multiply-adds over the columns in rising order, 16 lanes wide, summed by a fixed tree.
-// R and M decide how many chains run side by side, never the order within one. So a row's results do not depend on how
-// many other rows there are, nor on how the work was cut.
+// Each result is one chain of fused multiply-adds over the columns in rising order, 16 lanes wide, summed by a fixed
+// tree. R and M decide how many chains run side by side, never the order within one. So a row's results do not depend
+// on how many other rows there are, nor on how the work was cut.
 //
-// Activations are fp32, "split": of every 32 columns first the 16 even ones, then the 16 odd ones, padded with zeros to a
-// multiple of 32. That is how 16-bit and 4-bit pairs fall apart when they are widened.
+// Activations are fp32 here, "split": of every 32 columns first the 16 even ones, then the 16 odd ones, padded with
+// zeros to a multiple of 32. That is how 16-bit and 4-bit pairs fall apart when they are widened. (bf16.h has another
+// arithmetic.)
 #pragma once
 
 #include <algorithm>
@@ -46,8 +48,8 @@ struct Fp8Reader {
   Fp8Reader() = default;
   Fp8Reader(const Weight& w, int64_t r) : p(w.row(r)) {}
 #if defined(__AVX512F__)
-  // Exponent and mantissa move into a float's place; the exponent is 120 too small. Codes below 8 are subnormal: m / 512.
-  // 0x7f, NaN, would come out as 480: no checkpoint with it is loaded.
+  // Exponent and mantissa move into a float's place; the exponent is 120 too small. Codes below 8 are subnormal: m /
+  // 512. 0x7f, NaN, would come out as 480: no checkpoint with it is loaded.
   static __m512 widen(__m512i code) {
     __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi32(0x7f));
     __m512i sign = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x80)), 24);
@@ -117,11 +119,29 @@ struct Nvfp4Reader {
   }
 };
 
-// out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched meanwhile:
-// the rows that come next, which the hardware's own prefetcher finds too late when each row is a stream of its own.
-template <int R, int M, class Reader>
-__attribute__((noinline)) void dot_block(const Reader* w, const float* const* x, int64_t cols, int64_t ahead,
-                                         float* out, int64_t ld) {
+// An arithmetic: what activations are kept as, what 32 columns of a weight become, and one step of a chain.
+struct Fp32 {
+  using Element = float;
+  static constexpr bool kTakesF32 = true;  // weights stored as fp32
+  template <class Reader>
+  static Pair block(const Reader& w, int64_t i) {
+    return w.block(i);
+  }
+  template <class Reader>
+  static Pair tail(const Reader& w, int64_t i, int64_t count) {
+    return w.tail(i, count);
+  }
+  static V step(const Pair& weight, const float* x, V sum) {
+    return fma(weight.odd, load(x + kLanes), fma(weight.even, load(x), sum));
+  }
+};
+
+// out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched
+// meanwhile: the rows that come next, which the hardware's own prefetcher finds too late when each row is a stream of
+// its own.
+template <int R, int M, class A, class Reader>
+__attribute__((noinline)) void dot_block(const Reader* w, const typename A::Element* const* x, int64_t cols,
+                                         int64_t ahead, float* out, int64_t ld) {
   V acc[R][M];
   for (auto& row : acc)
     for (auto& lane : row) lane = zero();
@@ -130,23 +150,17 @@ __attribute__((noinline)) void dot_block(const Reader* w, const float* const* x,
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       w[r].prefetch(i, ahead);
-      Pair weight = w[r].block(i);
+      const auto weight = A::block(w[r], i);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        acc[r][m] = fma(weight.even, load(x[m] + i * kBlock), acc[r][m]);
-        acc[r][m] = fma(weight.odd, load(x[m] + i * kBlock + kLanes), acc[r][m]);
-      }
+      for (int m = 0; m < M; ++m) acc[r][m] = A::step(weight, x[m] + i * kBlock, acc[r][m]);
     }
   }
   if (const int64_t rest = cols % kBlock) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      Pair weight = w[r].tail(whole, rest);
+      const auto weight = A::tail(w[r], whole, rest);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        acc[r][m] = fma(weight.even, load(x[m] + whole * kBlock), acc[r][m]);
-        acc[r][m] = fma(weight.odd, load(x[m] + whole * kBlock + kLanes), acc[r][m]);
-      }
+      for (int m = 0; m < M; ++m) acc[r][m] = A::step(weight, x[m] + whole * kBlock, acc[r][m]);
     }
   }
 #pragma GCC unroll 8
@@ -164,26 +178,26 @@ constexpr int kMaxM = 2;
 constexpr int kWide = 4, kNarrow = 4, kWideUpTo = 1;
 #endif
 
-template <int R, class Reader>
-inline void dot_rows(int num_x, const Reader* w, const float* const* x, int64_t cols, int64_t ahead, float* out,
-                     int64_t ld) {
+template <int R, class A, class Reader>
+inline void dot_rows(int num_x, const Reader* w, const typename A::Element* const* x, int64_t cols, int64_t ahead,
+                     float* out, int64_t ld) {
   switch (num_x) {
-    case 1: dot_block<R, 1>(w, x, cols, ahead, out, ld); break;
-    case 2: dot_block<R, 2>(w, x, cols, ahead, out, ld); break;
+    case 1: dot_block<R, 1, A>(w, x, cols, ahead, out, ld); break;
+    case 2: dot_block<R, 2, A>(w, x, cols, ahead, out, ld); break;
 #if defined(__AVX512F__)
-    case 3: dot_block<R, 3>(w, x, cols, ahead, out, ld); break;
-    case 4: dot_block<R, 4>(w, x, cols, ahead, out, ld); break;
-    case 5: dot_block<R, 5>(w, x, cols, ahead, out, ld); break;
-    case 6: dot_block<R, 6>(w, x, cols, ahead, out, ld); break;
+    case 3: dot_block<R, 3, A>(w, x, cols, ahead, out, ld); break;
+    case 4: dot_block<R, 4, A>(w, x, cols, ahead, out, ld); break;
+    case 5: dot_block<R, 5, A>(w, x, cols, ahead, out, ld); break;
+    case 6: dot_block<R, 6, A>(w, x, cols, ahead, out, ld); break;
 #endif
   }
 }
 
-// The same for any number of weight rows: out[m * ld + i] for rows first .. first + count - 1, at most kMaxM activations.
-// `row_bytes` is the distance of rows that follow each other in memory, 0 if they do not.
-template <class Reader, class MakeReader>
-inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num_x, const float* const* x, int64_t cols,
-                 int64_t row_bytes, float* out, int64_t ld) {
+// The same for any number of weight rows: out[m * ld + i] for rows first .. first + count - 1, at most kMaxM
+// activations. `row_bytes` is the distance of rows that follow each other in memory, 0 if they do not.
+template <class Reader, class A = Fp32, class MakeReader>
+inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
+                 int64_t cols, int64_t row_bytes, float* out, int64_t ld) {
   const int step = num_x <= kWideUpTo ? kWide : kNarrow;
   Reader w[kWide];
   float edge[kMaxM * kWide];
@@ -193,9 +207,9 @@ inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num
     float* to = here == step ? out + r : edge;
     const int64_t to_ld = here == step ? ld : step;
     if (step == kWide) {
-      dot_rows<kWide>(num_x, w, x, cols, step * row_bytes, to, to_ld);
+      dot_rows<kWide, A>(num_x, w, x, cols, step * row_bytes, to, to_ld);
     } else {
-      dot_rows<kNarrow>(num_x, w, x, cols, step * row_bytes, to, to_ld);
+      dot_rows<kNarrow, A>(num_x, w, x, cols, step * row_bytes, to, to_ld);
     }
     if (here != step)
       for (int m = 0; m < num_x; ++m)

@@ -11,9 +11,9 @@ const Kernels VENTOUX_TABLE = {
     .name = VENTOUX_NAME,
     .add = VENTOUX_ISA::add,
     .rms_norm = VENTOUX_ISA::rms_norm,
-    .linear = VENTOUX_ISA::linear,
+    .linear = VENTOUX_ISA::linear<VENTOUX_ISA::Vectors<VENTOUX_ISA::Fp32>>,
     .route = VENTOUX_ISA::route,
-    .moe = VENTOUX_ISA::moe,
+    .moe = VENTOUX_ISA::moe<VENTOUX_ISA::Vectors<VENTOUX_ISA::Fp32>>,
     .write_latent = VENTOUX_ISA::write_latent,
     .attention = VENTOUX_ISA::attention,
 };

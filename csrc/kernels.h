@@ -14,8 +14,8 @@ struct Rope {
   int64_t width;  // R
 };
 
-// Sequence i owns the next lengths[i] packed tokens, the last of its contexts[i] cached ones; its cached token j lies in
-// row pages[i * max_pages + j / page_size] * page_size + j % page_size of the cache.
+// Sequence i owns the next lengths[i] packed tokens, the last of its contexts[i] cached ones; its cached token j lies
+// in row pages[i * max_pages + j / page_size] * page_size + j % page_size of the cache.
 struct Layout {
   const int64_t* lengths;
   const int64_t* contexts;
@@ -55,12 +55,22 @@ struct Kernels {
   void (*moe)(Pool&, Rows x, const Routed& routed, const Mlp& shared, Rows out);
   // write_latent: norm and rope of the rows [latent | rope key], into rows `slots` of the cache
   void (*write_latent)(Pool&, Rows rows, Rows norm, float eps, Rope rope, Rows cache, const int64_t* slots);
-  void (*attention)(Pool&, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how, Rows out);
+  void (*attention)(Pool&, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
+                    Rows out);
+};
+
+// What a machine that multiplies bf16 does otherwise than kAvx512: products of bf16 activations with weights in any
+// format but fp32. All else, fp32 activations among it, is kAvx512's.
+struct Products {
+  const char* name;
+  decltype(Kernels::linear) linear;
+  decltype(Kernels::moe) moe;
 };
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2, kAvx512;
+extern const Products kAvx512Bf16, kAmx, kAvx512Bf16Emulated, kAmxEmulated;
 #endif
 
 }  // namespace ventoux

@@ -2,51 +2,37 @@
 #pragma once
 
 #include "kernels.h"
-#include "rows.h"
+#include "product.h"
 
 namespace ventoux {
 namespace VENTOUX_ISA {
 
 // Rows of one task: enough to pay for taking it, few enough that a panel of weights stays in the second-level cache.
-constexpr int64_t kPanel = 64;
-
+template <class Product>
 inline int64_t panel_rows(const Pool& pool, int64_t rows) {
+  constexpr int64_t step = Product::kRows;
   const int64_t even = rows / (4 * pool.num_threads());
-  return std::clamp<int64_t>((even + 7) / 8 * 8, 8, kPanel);
+  return std::clamp<int64_t>((even + step - 1) / step * step, step, Product::kPanel);
 }
 
-// Dots of rows first .. first + count - 1 of w with up to kMaxM activations, row multipliers applied.
-inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const float* const* x, float* out, int64_t ld) {
-  auto go = [&]<class Reader>(Reader*) {
-    dots<Reader>([&](int64_t r) { return Reader(w, r); }, first, count, num_x, x, w.cols, w.row_bytes(), out, ld);
-  };
-  switch (w.format) {
-    case Format::kF32: go(static_cast<F32Reader*>(nullptr)); break;
-    case Format::kBf16: go(static_cast<Bf16Reader*>(nullptr)); break;
-    case Format::kFp8: go(static_cast<Fp8Reader*>(nullptr)); break;
-    case Format::kNvfp4: go(static_cast<Nvfp4Reader*>(nullptr)); break;
-  }
-  if (w.row_scales)
-    for (int m = 0; m < num_x; ++m)
-      for (int64_t i = 0; i < count; ++i) out[m * ld + i] *= w.row_scales[first + i];
-}
-
+template <class Product>
 inline void linear(Pool& pool, Rows x, const Weight& w, Rows out) {
-  const float* split = split_rows(pool, x);
-  const int64_t width = padded(x.cols), panel = panel_rows(pool, w.rows);
+  const int64_t ends[] = {0, x.count};
+  const auto in = Product::gather(pool, x, nullptr, ends, 1);
+  const int64_t panel = panel_rows<Product>(pool, w.rows);
   pool.run(int((w.rows + panel - 1) / panel), [&](int task) {
     const int64_t first = task * panel, count = std::min(panel, w.rows - first);
-    float results[kMaxM * kPanel];
-    for_each_group(0, x.count, [&](int64_t t, int here) {
-      const float* rows[kMaxM];
-      for (int m = 0; m < here; ++m) rows[m] = split + (t + m) * width;
-      weight_dots(w, first, count, here, rows, results, kPanel);
-      for (int m = 0; m < here; ++m) put_columns(out, t + m, first, count, results + m * kPanel);
+    const typename Product::Panel weights(w, first, count, 0, x.count);
+    alignas(64) float results[Product::kGroup * Product::kPanel];
+    Product::for_each_group(0, x.count, [&](int64_t t, int here) {
+      weights.dots(in, t, here, results, Product::kPanel);
+      for (int m = 0; m < here; ++m) put_columns(out, t + m, first, count, results + m * Product::kPanel);
     });
   });
 }
 
-// Columns 0 .. norm.cols - 1 of each row, divided by the root of their mean square and times `norm`: into row to(r) of `out`.
+// Columns 0 .. norm.cols - 1 of each row, divided by the root of their mean square and times `norm`: into row to(r)
+// of `out`.
 template <class To>
 inline void norm_rows(Pool& pool, Rows x, Rows norm, float eps, Rows out, const To& to) {
   const int64_t cols = norm.cols, width = padded(cols);
@@ -70,7 +56,8 @@ inline void rms_norm(Pool& pool, Rows x, Rows weight, float eps, Rows out) {
   norm_rows(pool, x, weight, eps, out, [](int64_t r) { return r; });
 }
 
-inline void route(Pool& pool, Rows x, const Weight& gate, int64_t top_k, float scale, float* weights, int64_t* expert_ids) {
+inline void route(Pool& pool, Rows x, const Weight& gate, int64_t top_k, float scale, float* weights,
+                  int64_t* expert_ids) {
   const float* split = split_rows(pool, x);
   const int64_t width = padded(x.cols), E = gate.rows;
   float* all = static_cast<float*>(pool.scratch(kHidden, size_t(x.count * E) * 4));

@@ -1,4 +1,5 @@
-// The Python face: `ventoux.ops._native`. Pointers come as integers from tensors that ops/cpu.py has checked and keeps alive.
+// The Python face: `ventoux.ops._native`. Pointers come as integers from tensors that ops/cpu.py has checked and
+// keeps alive.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -9,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "machine.h"
 #include "stack.h"
 
 #if defined(__linux__)
@@ -22,8 +24,10 @@ namespace ventoux {
 namespace {
 
 using Address = uintptr_t;
-using RowsTuple = std::tuple<Address, int64_t, int64_t, bool>;                          // data, count, cols, bf16
-using WeightTuple = std::tuple<Address, Address, Address, int64_t, int64_t, int>;       // data, groups, scales, rows, cols, format
+// data, count, cols, bf16
+using RowsTuple = std::tuple<Address, int64_t, int64_t, bool>;
+// data, groups, scales, rows, cols, format
+using WeightTuple = std::tuple<Address, Address, Address, int64_t, int64_t, int>;
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
@@ -44,7 +48,8 @@ Weight weight(const WeightTuple& t) {
 
 using LayerTuple = std::tuple<std::vector<RowsTuple>, std::vector<WeightTuple>>;
 
-// norms: input, q_a, kv_a, post. weights: q_a, q_b, kv_a, kv_b, o, router, gate_up, down, shared (or dense) gate, up, down.
+// norms: input, q_a, kv_a, post. weights: q_a, q_b, kv_a, kv_b, o, router, gate_up, down, shared (or dense) gate, up,
+// down.
 Stack make_stack(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> sizes, float eps,
                  float softmax_scale, float route_scale, const std::vector<LayerTuple>& layers) {
   const auto [heads, nope, rope, latent, value, top_k, num_experts] = sizes;
@@ -59,23 +64,9 @@ Stack make_stack(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t
   return stack;
 }
 
-// Instruction sets that this machine can run, best first.
-std::vector<const Kernels*> usable() {
-  std::vector<const Kernels*> found;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-    found.push_back(&kAvx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2);
-#endif
-  found.push_back(&kPortable);
-  return found;
-}
-
-std::vector<std::string> instruction_sets() {
+std::vector<std::string> instruction_sets(bool emulated) {
   std::vector<std::string> names;
-  for (const Kernels* kernels : usable()) names.emplace_back(kernels->name);
+  for (const Kernels& kernels : usable(emulated)) names.emplace_back(kernels.name);
   return names;
 }
 
@@ -83,33 +74,35 @@ std::vector<std::string> instruction_sets() {
 class Runtime {
  public:
   Runtime(int num_threads, const std::string& name) : pool_(num_threads) {
-    for (const Kernels* kernels : usable())
-      if (name == kernels->name) kernels_ = kernels;
-    if (kernels_ == nullptr) throw std::invalid_argument("this machine cannot run " + name);
+    for (const Kernels& kernels : usable(true))
+      if (name == kernels.name) kernels_ = kernels;
+    if (kernels_.name == nullptr) throw std::invalid_argument("this machine cannot run " + name);
   }
 
   int num_threads() const { return pool_.num_threads(); }
 
   void rms_norm(RowsTuple x, RowsTuple w, float eps, RowsTuple out) {
-    call([&] { kernels_->rms_norm(pool_, rows(x), rows(w), eps, rows(out)); });
+    call([&] { kernels_.rms_norm(pool_, rows(x), rows(w), eps, rows(out)); });
   }
   void linear(RowsTuple x, const WeightTuple& w, RowsTuple out) {
-    call([&] { kernels_->linear(pool_, rows(x), weight(w), rows(out)); });
+    call([&] { kernels_.linear(pool_, rows(x), weight(w), rows(out)); });
   }
   void route(RowsTuple x, const WeightTuple& gate, int64_t top_k, float scale, Address weights, Address ids) {
-    call([&] { kernels_->route(pool_, rows(x), weight(gate), top_k, scale, at<float>(weights), at<int64_t>(ids)); });
+    call([&] { kernels_.route(pool_, rows(x), weight(gate), top_k, scale, at<float>(weights), at<int64_t>(ids)); });
   }
   void moe(RowsTuple x, Address weights, Address ids, int64_t top_k, int64_t num_experts, const WeightTuple& gate_up,
            const WeightTuple& down, const WeightTuple& shared_gate, const WeightTuple& shared_up,
            const WeightTuple& shared_down, RowsTuple out) {
-    const Routed routed{at<const int64_t>(ids), at<const float>(weights), top_k, num_experts, weight(gate_up), weight(down)};
+    const Routed routed{at<const int64_t>(ids), at<const float>(weights), top_k,
+                        num_experts,            weight(gate_up),          weight(down)};
     const Mlp shared{weight(shared_gate), weight(shared_up), weight(shared_down)};
-    call([&] { kernels_->moe(pool_, rows(x), routed, shared, rows(out)); });
+    call([&] { kernels_.moe(pool_, rows(x), routed, shared, rows(out)); });
   }
-  void write_latent(RowsTuple latents, RowsTuple norm, float eps, Address cos, Address sin, int64_t rope_width, RowsTuple cache,
-                    Address slots) {
+  void write_latent(RowsTuple latents, RowsTuple norm, float eps, Address cos, Address sin, int64_t rope_width,
+                    RowsTuple cache, Address slots) {
     const Rope rope{at<const float>(cos), at<const float>(sin), rope_width};
-    call([&] { kernels_->write_latent(pool_, rows(latents), rows(norm), eps, rope, rows(cache), at<const int64_t>(slots)); });
+    const int64_t* to = at<const int64_t>(slots);
+    call([&] { kernels_.write_latent(pool_, rows(latents), rows(norm), eps, rope, rows(cache), to); });
   }
   void attention(RowsTuple q, const WeightTuple& kv_b, RowsTuple cache, const std::vector<int64_t>& lengths,
                  const std::vector<int64_t>& contexts, Address pages, int64_t max_pages, int64_t page_size,
@@ -120,18 +113,19 @@ class Runtime {
     const auto [heads, nope, latent, value] = sizes;
     const Attention how{heads, nope, latent, value, scale, {at<const float>(cos), at<const float>(sin), rope_width},
                         at<const float>(query_scales)};
-    call([&] { kernels_->attention(pool_, rows(q), weight(kv_b), rows(cache), layout, how, rows(out)); });
+    call([&] { kernels_.attention(pool_, rows(q), weight(kv_b), rows(cache), layout, how, rows(out)); });
   }
 
   void run_stack(const Stack& stack, RowsTuple x, Address cos, Address sin, Address query_scales,
-                 const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts, Address pages, int64_t max_pages,
-                 int64_t page_size, Address slots, const std::vector<RowsTuple>& caches) {
+                 const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts, Address pages,
+                 int64_t max_pages, int64_t page_size, Address slots, const std::vector<RowsTuple>& caches) {
     if (caches.size() != stack.layers.size()) throw std::invalid_argument("one cache per layer");
-    Step step{{at<const float>(cos), at<const float>(sin), stack.rope}, at<const float>(query_scales),
-              {lengths.data(), contexts.data(), at<const int64_t>(pages), int64_t(lengths.size()), max_pages, page_size},
+    const Layout layout{lengths.data(), contexts.data(), at<const int64_t>(pages), int64_t(lengths.size()), max_pages,
+                        page_size};
+    Step step{{at<const float>(cos), at<const float>(sin), stack.rope}, at<const float>(query_scales), layout,
               at<const int64_t>(slots), {}};
     for (const auto& cache : caches) step.caches.push_back(rows(cache));
-    call([&] { ventoux::run_stack(*kernels_, pool_, stack, rows(x), step); });
+    call([&] { ventoux::run_stack(kernels_, pool_, stack, rows(x), step); });
   }
 
  private:
@@ -139,7 +133,8 @@ class Runtime {
   void call(const Work& work) {
 #if defined(__linux__)
     // After a fork there are no threads to wait for.
-    if (getpid() != process_) throw std::runtime_error("these operators were made in another process; make them after the fork");
+    if (getpid() != process_)
+      throw std::runtime_error("these operators were made in another process; make them after the fork");
 #endif
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(pool_.in_use());
@@ -147,7 +142,7 @@ class Runtime {
   }
 
   Pool pool_;
-  const Kernels* kernels_ = nullptr;
+  Kernels kernels_{};
 #if defined(__linux__)
   pid_t process_ = getpid();
 #endif
@@ -167,7 +162,7 @@ void use_huge_pages(Address address, size_t bytes) {
 
 NB_MODULE(_native, m) {
   using ventoux::Runtime;
-  m.def("instruction_sets", &ventoux::instruction_sets);
+  m.def("instruction_sets", &ventoux::instruction_sets, nb::arg("emulated") = false);
   m.def("use_huge_pages", &ventoux::use_huge_pages);
   nb::class_<ventoux::Stack>(m, "Stack");
   m.def("make_stack", &ventoux::make_stack);

@@ -59,7 +59,9 @@ struct Tasks {
   int group_of(int task) const { return int(std::upper_bound(first.begin(), first.end(), task) - first.begin()) - 1; }
 };
 
+template <class Product>
 inline void moe(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Rows out) {
+  constexpr int64_t kPanel = Product::kPanel;
   const int64_t T = x.count, D = x.cols, K = routed.top_k;
   const bool has_shared = shared.gate.data != nullptr;
   const Groups groups = group_pairs(routed, T, has_shared);
@@ -75,13 +77,18 @@ inline void moe(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Row
     return Mlp{gate, up, routed.down.expert(e)};
   };
   const int64_t inner = std::max(has_shared ? shared.gate.rows : 0, routed.num_experts ? routed.gate_up.rows / 2 : 0);
-  const int64_t width = padded(D), inner_width = padded(inner), num_pairs = int64_t(groups.token.size());
-  const float* split = split_rows(pool, x);
-  float* hidden = static_cast<float*>(pool.scratch(kHidden, size_t(num_pairs * inner_width) * 4));
+  const int64_t num_pairs = int64_t(groups.token.size());
+  const auto in = Product::gather(pool, x, groups.token.data(), groups.begin.data(), groups.num_groups);
+  const auto room = Product::empty(pool, kHidden, num_pairs, inner);
+  auto hidden_of = [&](int64_t F) {  // experts and the shared one may differ in width
+    auto hidden = room;
+    hidden.cols = F;
+    return hidden;
+  };
   float* pairs = static_cast<float*>(pool.scratch(kPairs, size_t(num_pairs * D + kLanes) * 4));
 
-  // hidden = silu(gate x) * up x, split, one row per pair
-  const int64_t up_panel = panel_rows(pool, inner) / 2;
+  // hidden = silu(gate x) * up x, one row per pair
+  const int64_t up_panel = panel_rows<Product>(pool, inner) / 2;
   Tasks ups, downs;
   for (int64_t g = 0; g < groups.num_groups; ++g) {
     ups.add((mlp_of(g).gate.rows + up_panel - 1) / up_panel);
@@ -90,31 +97,29 @@ inline void moe(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Row
   pool.run(ups.total, [&](int task) {
     const int g = ups.group_of(task);
     const Mlp mlp = mlp_of(g);
-    const int64_t F = mlp.gate.rows, first = (task - ups.first[size_t(g)]) * up_panel, count = std::min(up_panel, F - first);
-    float gates[kMaxM * kPanel] = {}, upper[kMaxM * kPanel] = {};
-    for_each_group(groups.begin[size_t(g)], groups.begin[size_t(g) + 1], [&](int64_t p, int here) {
-      const float* rows[kMaxM];
-      for (int m = 0; m < here; ++m) rows[m] = split + groups.token[size_t(p + m)] * width;
-      weight_dots(mlp.gate, first, count, here, rows, gates, kPanel);
-      weight_dots(mlp.up, first, count, here, rows, upper, kPanel);
+    const int64_t F = mlp.gate.rows, first = (task - ups.first[size_t(g)]) * up_panel;
+    const int64_t count = std::min(up_panel, F - first);
+    const int64_t begin = groups.begin[size_t(g)], end = groups.begin[size_t(g) + 1];
+    const typename Product::Panel gate(mlp.gate, first, count, begin, end), up(mlp.up, first, count, begin, end, 1);
+    alignas(64) float gates[Product::kGroup * kPanel] = {}, upper[Product::kGroup * kPanel] = {};
+    Product::for_each_group(begin, end, [&](int64_t p, int here) {
+      gate.dots(in, p, here, gates, kPanel);
+      up.dots(in, p, here, upper, kPanel);
       for (int m = 0; m < here; ++m) {
-        float* row = hidden + (p + m) * inner_width;
         float* act = gates + m * kPanel;
         for (int64_t i = 0; i < count; i += kLanes) store(act + i, silu(load(act + i)) * load(upper + m * kPanel + i));
-        for (int64_t i = 0; i < count; ++i) row[split_index(first + i)] = act[i];
-        if (first + count == F)  // what pads the last block must be zero
-          for (int64_t j = F; j < padded(F); ++j) row[split_index(j)] = 0.0f;
       }
+      Product::put(hidden_of(F), p, here, first, count, gates, kPanel);
     });
   });
   pool.run(downs.total, [&](int task) {
     const int g = downs.group_of(task);
     const Weight down = mlp_of(g).down;
     const int64_t first = (task - downs.first[size_t(g)]) * kPanel, count = std::min(kPanel, D - first);
-    for_each_group(groups.begin[size_t(g)], groups.begin[size_t(g) + 1], [&](int64_t p, int here) {
-      const float* rows[kMaxM];
-      for (int m = 0; m < here; ++m) rows[m] = hidden + (p + m) * inner_width;
-      weight_dots(down, first, count, here, rows, pairs + p * D + first, D);
+    const int64_t begin = groups.begin[size_t(g)], end = groups.begin[size_t(g) + 1];
+    const typename Product::Panel weights(down, first, count, begin, end);
+    Product::for_each_group(begin, end, [&](int64_t p, int here) {
+      weights.dots(hidden_of(down.cols), p, here, pairs + p * D + first, D);
     });
   });
   // Each token's sum: its experts by rising id, then the shared one.

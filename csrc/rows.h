@@ -50,16 +50,20 @@ inline void put(const Rows& out, int64_t row, int64_t col, float value) {
   }
 }
 
-// Columns first .. first + count - 1 of a row. `values` has room for a whole number of lanes.
-inline void put_columns(const Rows& out, int64_t row, int64_t first, int64_t count, const float* values) {
-  char* p = out.row(row) + first * (out.bf16 ? 2 : 4);
-  if (!out.bf16) {
-    std::memcpy(p, values, size_t(count) * 4);
-    return;
-  }
+// `values` has room for a whole number of lanes.
+inline void narrow(const float* values, int64_t count, uint16_t* to) {
   const int64_t whole = count / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) store_bf16(p + 2 * i, load(values + i));
-  for (int64_t i = whole; i < count; ++i) reinterpret_cast<uint16_t*>(p)[i] = float_to_bf16(values[i]);
+  for (int64_t i = 0; i < whole; i += kLanes) store_bf16(to + i, load(values + i));
+  for (int64_t i = whole; i < count; ++i) to[i] = float_to_bf16(values[i]);
+}
+
+// Columns first .. first + count - 1 of a row.
+inline void put_columns(const Rows& out, int64_t row, int64_t first, int64_t count, const float* values) {
+  if (out.bf16) {
+    narrow(values, count, reinterpret_cast<uint16_t*>(out.row(row)) + first);
+  } else {
+    std::memcpy(out.row(row) + first * 4, values, size_t(count) * 4);
+  }
 }
 
 // A split row of `cols` columns -> the first columns of row `row`.
@@ -75,16 +79,6 @@ inline void join_row(const float* split, int64_t cols, const Rows& out, int64_t 
       join_f32(to, p);
     }
     if (i == whole) std::memcpy(out.row(row) + i * kBlock * size, rest, size_t((cols % kBlock) * size));
-  }
-}
-
-// Rows begin .. end - 1 in groups of nearly equal size, at most kMaxM each: group(first, count).
-template <class Group>
-inline void for_each_group(int64_t begin, int64_t end, const Group& group) {
-  const int64_t groups = (end - begin + kMaxM - 1) / kMaxM;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = begin + (end - begin) * g / groups, next = begin + (end - begin) * (g + 1) / groups;
-    group(first, int(next - first));
   }
 }
 

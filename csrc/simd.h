@@ -1,7 +1,8 @@
 // Sixteen float lanes, whatever the instruction set: AVX-512, AVX2 with FMA, or plain C++ that any compiler can lower.
 //
-// One kernel source is compiled once per instruction set; this file is all that differs. Lane i of every operation is the
-// same in all three, so a sum is taken in the same order everywhere. (The plain path rounds twice where FMA rounds once.)
+// One kernel source (kernels.cpp) is compiled once for each of them; this file is all that differs. Lane i of every
+// operation is the same in all three, so a sum is taken in the same order everywhere. (The plain path rounds twice
+// where FMA rounds once.)
 #pragma once
 
 #include <cmath>
@@ -149,7 +150,8 @@ inline void sum4(V a, V b, V c, V d, float* out) {
 
 inline Pair split_bf16(const void* p) {
   const __m256i high = _mm256_set1_epi32(int(0xffff0000));
-  __m256i r = _mm256_loadu_si256(static_cast<const __m256i*>(p)), s = _mm256_loadu_si256(static_cast<const __m256i*>(p) + 1);
+  const __m256i* from = static_cast<const __m256i*>(p);
+  __m256i r = _mm256_loadu_si256(from), s = _mm256_loadu_si256(from + 1);
   return {{_mm256_castsi256_ps(_mm256_slli_epi32(r, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(s, 16))},
           {_mm256_castsi256_ps(_mm256_and_si256(r, high)), _mm256_castsi256_ps(_mm256_and_si256(s, high))}};
 }
@@ -236,7 +238,8 @@ inline void sum4(const V& a, const V& b, const V& c, const V& d, float* out) {
 inline Pair split_bf16(const void* p) {
   uint16_t raw[2 * kLanes];
   std::memcpy(raw, p, sizeof raw);
-  return {lanes([&](int i) { return bf16_to_float(raw[2 * i]); }), lanes([&](int i) { return bf16_to_float(raw[2 * i + 1]); })};
+  return {lanes([&](int i) { return bf16_to_float(raw[2 * i]); }),
+          lanes([&](int i) { return bf16_to_float(raw[2 * i + 1]); })};
 }
 inline Pair split_f32(const void* p) {
   float raw[2 * kLanes];

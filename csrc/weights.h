@@ -11,8 +11,8 @@ enum class Format : int { kF32 = 0, kBf16 = 1, kFp8 = 2, kNvfp4 = 3 };
 
 // A [rows, cols] matrix, or `experts` of them one after the other.
 //
-// FP8 (e4m3) and NVFP4 (e2m1, two codes a byte, low nibble first; one e4m3 scale for every 16 columns) carry a multiplier
-// per row, applied to the finished dot product.
+// FP8 (e4m3) and NVFP4 (e2m1, two codes a byte, low nibble first; one e4m3 scale for every 16 columns) carry a
+// multiplier per row, applied to the finished dot product.
 struct Weight {
   const uint8_t* data = nullptr;
   const uint8_t* group_scales = nullptr;
@@ -41,8 +41,8 @@ struct Weight {
   }
 };
 
-// Every e4m3 code as a float; codes below 8 are subnormal (m / 512), 0x7f is NaN. Made by the compiler: a table filled at
-// start-up would run code for instructions that the machine may lack.
+// Every e4m3 code as a float; codes below 8 are subnormal (m / 512), 0x7f is NaN. Made by the compiler: a table
+// filled at start-up would run code for instructions that the machine may lack.
 struct E4m3Table {
   float value[256] = {};
   constexpr E4m3Table() {

@@ -1,7 +1,8 @@
 """The contract of every native operator: near the float64 definition, and the same bits whatever else is in the batch.
 
 Cases come from the provider itself: each instruction set that this machine can run, each weight format, each type of
-activations, sizes that fill no block, one row to several hundred.
+activations, sizes that fill no block, one row to several hundred. Products run on emulated bf16 and tile instructions
+too, which few machines have.
 """
 
 from itertools import product
@@ -22,12 +23,21 @@ DTYPES = (torch.float32, torch.bfloat16)
 FORMATS = ("dense", "fp8", "nvfp4")
 # fp32 sums of unit terms; bf16 results round to 8 bits.
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 5e-3}
-# rows, inputs, outputs: one row; fewer than a block; a tail of 16 columns; a tail of 13; several panels of weights
-SIZES = ((1, 96, 40), (5, 16, 3), (7, 208, 67), (3, 77, 33), (300, 192, 150))
+# rows, inputs, outputs: one row; fewer than a block; a tail of 16 columns; a tail of 13; several panels of weights;
+# more columns than tiles take codes of at once when rows are few, and rows enough that they take all
+SIZES = ((1, 96, 40), (5, 16, 3), (7, 208, 67), (3, 77, 33), (300, 192, 150), (37, 608, 48))
+WITH_EMULATED = instruction_sets(emulated=True)
 
 
 @pytest.fixture(scope="module", params=product(instruction_sets(), (1, 2)), ids=lambda p: f"{p[0]}-{p[1]}")
 def ops(request):
+    name, num_threads = request.param
+    return native_operators(num_threads, name)
+
+
+@pytest.fixture(scope="module", params=product(WITH_EMULATED, (1, 2)), ids=lambda p: f"{p[0]}-{p[1]}")
+def products(request):
+    """Operators whose linear layers and experts are tested; the rest of an emulated set is avx512's."""
     name, num_threads = request.param
     return native_operators(num_threads, name)
 
@@ -72,59 +82,94 @@ def same_alone(run, rows):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_linear(ops, dtype, form, size):
+def test_linear(products, dtype, form, size):
     T, D, F = size
     if form == "nvfp4" and D % 16:
         pytest.skip("NVFP4 has groups of 16 columns")
     x = random(T, D, dtype=dtype)
     weight, dense = stored(random(F, D, dtype=dtype, seed=1), form)
-    close(same_alone(lambda rows: ops.linear(x[rows], weight), T), x.double() @ dense.T)
+    close(same_alone(lambda rows: products.linear(x[rows], weight), T), x.double() @ dense.T)
 
 
-def test_head_keeps_fp32(ops):
+def test_head_keeps_fp32(products):
     """From bf16 to fp32 without a bf16 in between: two logits 0.01 apart at 40 must stay apart."""
     x, weight = random(3, 64, dtype=torch.bfloat16), random(130, 64, dtype=torch.bfloat16, seed=1)
-    close(same_alone(lambda rows: ops.head(x[rows], weight), 3), x.double() @ weight.double().T)
-    assert ops.head(x, weight).dtype == torch.float32
+    close(same_alone(lambda rows: products.head(x[rows], weight), 3), x.double() @ weight.double().T)
+    assert products.head(x, weight).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tail", [0, 16])
+def test_every_code_is_exact(products, dtype, tail):
+    """Each FP8 code, and each NVFP4 code under each group scale, as it comes out of a product with the identity: a
+    wrong subnormal or sign in one code would drown in the tolerance of the other tests."""
+    finite = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
+    columns = 32 + tail
+    codes = finite.repeat(2)[: columns * 10].reshape(10, columns).view(torch.float8_e4m3fn)
+    scales = finite.repeat(3).reshape(-1, columns // 16).view(torch.float8_e4m3fn)
+    nibbles = torch.arange(8, dtype=torch.uint8) * 0x22 + 0x10  # each code once in a group
+    groups = nibbles.repeat(len(scales), columns // 16)
+    for weight in (
+        Fp8Weight(codes, torch.ones(len(codes))),
+        Nvfp4Weight(groups, scales.contiguous(), torch.ones(len(scales))),
+    ):
+        rows = products.head(torch.eye(columns, dtype=dtype), weight)
+        assert torch.equal(rows.T, weight.dequantize(torch.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(("tokens", "inner"), [(1, 32), (4, 48), (301, 64)])
-def test_moe(ops, dtype, form, tokens, inner):
-    """Random choices of 5 experts of which one is never chosen; the halves of gate and up have scales of their own."""
-    D, E = 80, 5
+@pytest.mark.parametrize(("tokens", "inner"), [(1, 32), (4, 48), (301, 64), (40, 23)])
+def test_moe(products, dtype, form, tokens, inner):
+    """Random choices of 5 experts of which one is never chosen; the halves of gate and up have scales of their own; the
+    shared expert is wider or narrower than the others."""
+    if form == "nvfp4" and inner % 16:
+        pytest.skip("NVFP4 has groups of 16 columns")
+    D, E, other = 80, 5, 80 - inner
     x = random(tokens, D, dtype=dtype)
     gate_up = random(E, 2 * inner, D, dtype=dtype, seed=1) / 9
     gate_up[:, inner:] *= 3
     down = random(E, D, inner, dtype=dtype, seed=2) / 6
-    shared = [random(*s, dtype=dtype, seed=3 + i) / 9 for i, s in enumerate([(inner, D), (inner, D), (D, inner)])]
+    shared = [random(*s, dtype=dtype, seed=3 + i) / 9 for i, s in enumerate([(other, D), (other, D), (D, other)])]
     weights = random(tokens, 2, seed=6).abs()
     ids = torch.stack([torch.randperm(E - 1, generator=torch.Generator().manual_seed(t))[:2] for t in range(tokens)])
     (gate_up, gate_up_dense), (down, down_dense) = stored(gate_up, form), stored(down, form)
     shared, shared_dense = zip(*(stored(w, form) for w in shared), strict=True)
-    got = same_alone(lambda rows: ops.moe(x[rows], weights[rows], ids[rows], gate_up, down, shared), tokens)
+    got = same_alone(lambda rows: products.moe(x[rows], weights[rows], ids[rows], gate_up, down, shared), tokens)
     dense = [w.float() for w in (gate_up_dense, down_dense)]
     close(got, REFERENCE.moe(x.float(), weights, ids, *dense, tuple(w.float() for w in shared_dense)).double())
 
 
-def test_all_tokens_on_one_expert(ops):
-    x, gate_up, down = random(40, 32), random(6, 16, 32, seed=1), random(6, 32, 8, seed=2)
-    shared = (random(8, 32), random(8, 32, seed=3), random(32, 8))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_all_tokens_on_one_expert(products, dtype):
+    x, gate_up, down = (random(*s, dtype=dtype, seed=i) for i, s in enumerate([(40, 32), (6, 16, 32), (6, 32, 8)]))
+    shared = tuple(random(*s, dtype=dtype, seed=i) for i, s in enumerate([(8, 32), (8, 32), (32, 8)]))
     weights, ids = torch.ones(40, 1), torch.full((40, 1), 4)
-    close(
-        ops.moe(x, weights, ids, gate_up, down, shared), REFERENCE.moe(x, weights, ids, gate_up, down, shared).double()
-    )
+    dense = [w.float() for w in (gate_up, down)], tuple(w.float() for w in shared)
+    want = REFERENCE.moe(x.float(), weights, ids, *dense[0], dense[1]).double()
+    close(products.moe(x, weights, ids, gate_up, down, shared), want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMATS)
-def test_gated_mlp(ops, form):
-    x = random(9, 48)
+def test_gated_mlp(products, dtype, form):
+    x = random(9, 48, dtype=dtype)
     (gate, g), (up, u), (down, d) = (
-        stored(random(*shape, seed=i) / 7, form) for i, shape in enumerate([(64, 48), (64, 48), (48, 64)])
+        stored(random(*shape, dtype=dtype, seed=i) / 7, form) for i, shape in enumerate([(64, 48), (64, 48), (48, 64)])
     )
-    got = same_alone(lambda rows: ops.gated_mlp(x[rows], gate, up, down), 9)
+    got = same_alone(lambda rows: products.gated_mlp(x[rows], gate, up, down), 9)
     close(got, REFERENCE.gated_mlp(x.double(), g, u, d))
+
+
+def test_experts_in_another_format_than_the_shared_one(products):
+    """As published: NVFP4 experts, a dense shared one. And a single fp32 matrix among bf16 activations."""
+    x, weights, ids = random(33, 32, dtype=torch.bfloat16), torch.ones(33, 1), torch.arange(33).unsqueeze(1) % 3
+    (gate_up, g), (down, d) = (stored(random(*s, seed=1) / 6, "nvfp4") for s in [(3, 32, 32), (3, 32, 16)])
+    for dtype in DTYPES:
+        shared = tuple(random(*s, dtype=dtype, seed=2) / 6 for s in [(8, 32), (8, 32), (32, 8)])
+        dense = tuple(w.float() for w in shared)
+        got = same_alone(lambda r, shared=shared: products.moe(x[r], weights[r], ids[r], gate_up, down, shared), 33)
+        close(got, REFERENCE.moe(x.float(), weights, ids, g.float(), d.float(), dense).double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -235,6 +280,14 @@ def test_nan_comes_through(ops):
     assert ops.rms_norm(torch.full((1, 32), float("nan")), torch.ones(32), 1e-6).isnan().all()
 
 
+def test_nan_stays_in_its_row(products):
+    """Rows that share a tile do not share a failure; a NaN behind the last column is not a column."""
+    x, weight = random(20, 45, dtype=torch.bfloat16), random(40, 45, dtype=torch.bfloat16, seed=1)
+    x[3] = float("nan")
+    assert (products.linear(x, weight).isnan().any(-1) == (torch.arange(20) == 3)).all()
+    assert products.linear(x, weight)[3].isnan().all()
+
+
 def test_every_instruction_set_agrees():
     """Lane by lane the same order; only FMA's single rounding sets the portable path apart."""
     x, weight = random(7, 208), random(67, 208, seed=1)
@@ -245,10 +298,50 @@ def test_every_instruction_set_agrees():
         close(result, x.double() @ weight.double().T)
 
 
-def test_one_thread_or_two_make_no_difference():
-    x, weight = random(33, 192, dtype=torch.bfloat16), random(150, 192, dtype=torch.bfloat16, seed=1)
-    one, two = (native_operators(n).linear(x, weight) for n in (1, 2))
-    assert torch.equal(one, two)
+@pytest.mark.skipif(not {"amx", "avx512_bf16"} & set(WITH_EMULATED), reason="needs a machine with bf16 instructions")
+@pytest.mark.parametrize("name", ["amx", "avx512_bf16"])
+def test_emulated_is_what_the_machine_does(name):
+    """Else the emulated cases would prove nothing."""
+    if name not in WITH_EMULATED:
+        pytest.skip(f"this machine has no {name}")
+    x, weight = random(37, 208, dtype=torch.bfloat16), random(67, 208, dtype=torch.bfloat16, seed=1)
+    got, emulated = (native_operators(1, which).head(x, weight) for which in (name, f"{name}_emulated"))
+    assert torch.equal(got, emulated)
+
+
+@pytest.mark.parametrize("name", WITH_EMULATED)
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_thread_or_two_make_no_difference(name, form):
+    x, (weight, _) = random(33, 192, dtype=torch.bfloat16), stored(random(150, 192, dtype=torch.bfloat16, seed=1), form)
+    down, _ = stored(random(192, 160, dtype=torch.bfloat16, seed=2), form)
+    up, _ = stored(random(160, 192, dtype=torch.bfloat16, seed=3), form)
+    one, two = (
+        (ops.linear(x, weight), ops.gated_mlp(x, up, up, down)) for ops in (native_operators(n, name) for n in (1, 2))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("name", WITH_EMULATED)
+def test_a_whole_model_in_chunks(name):
+    """All layers of a bf16 model: 40 tokens at once, or the last seven one by one, the same bits."""
+    from tests.paging import PagedCache
+    from tests.tiny import tiny_config, tiny_model
+    from ventoux.model.decoder import ForwardInputs
+
+    model, ids = tiny_model(ops=native_operators(2, name)).to(torch.bfloat16), torch.arange(1000, 1040)
+
+    def hidden(*lengths):
+        cache, start, parts = PagedCache(tiny_config().text, [40], page_size=4, dtype=torch.bfloat16), 0, []
+        for n in lengths:
+            own = slice(start, start + n)
+            start += n
+            inputs = ForwardInputs(ids[own], torch.arange(40)[own], (n,), cache.layout([n]))
+            parts.append(model(inputs, cache.tensors))
+        return torch.cat(parts)
+
+    whole = hidden(40)
+    assert whole.isfinite().all()
+    assert torch.equal(hidden(33, *[1] * 7), whole)
 
 
 def test_what_does_not_fit_is_refused(ops):
@@ -261,6 +354,12 @@ def test_what_does_not_fit_is_refused(ops):
         ops.rms_norm(random(2, 32).half(), random(32), 1e-6)
     with pytest.raises(ConfigError, match="not sse9"):
         native_operators(1, "sse9")
+
+
+def test_emulated_instructions_are_never_a_default():
+    """They are hundreds of times slower than what they stand for."""
+    assert not any("emulated" in name for name in instruction_sets())
+    assert "emulated" not in native_operators(1).name
 
 
 def test_what_native_code_would_misread_is_refused(ops):

@@ -133,7 +133,7 @@ def moe(
     """Choices sorted by expert, one product per chosen expert, and back; each row adds its K in their order."""
     top_k = expert_ids_TK.shape[1]
     choice_X = expert_ids_TK.flatten().argsort(stable=True)
-    counts = torch.bincount(expert_ids_TK.flatten(), minlength=len(gate_up_EGD)).tolist()
+    counts = torch.bincount(expert_ids_TK.flatten(), minlength=gate_up_EGD.shape[0]).tolist()
     # Unbound once: the gradient of gate_up_EGD[e] would be a whole [E, G, D] of zeros per expert.
     sorted_XD = x_TD.index_select(0, choice_X // top_k)
     outs = []

@@ -1,0 +1,93 @@
+// Arithmetic of machines that multiply bf16: 32 columns of a weight as bf16, in their order, whatever they are stored
+// as.
+//
+// No format loses anything by it: e4m3 has 4 significant bits, and an e2m1 code times its e4m3 group scale has 6, of
+// the 8 that bf16 holds. The row's multiplier is applied to the finished dot product, in fp32.
+#pragma once
+
+#include <bit>
+
+#include "dot.h"
+
+#if defined(VENTOUX_EMULATED)
+#include "emulated.h"
+#endif
+
+namespace ventoux {
+
+// e2m1 code times group scale, both as stored: a row of 16 products per scale. Made by the compiler, as kE4m3 is.
+struct Nvfp4Products {
+  alignas(64) uint16_t bf16[256][16] = {};
+  constexpr Nvfp4Products() {
+    constexpr float codes[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    for (int scale = 0; scale < 256; ++scale)
+      for (int code = 0; code < 16; ++code) {
+        const float product = codes[code & 7] * kE4m3.value[scale];
+        bf16[scale][code] = uint16_t((std::bit_cast<uint32_t>(product) >> 16) ^ (code & 8 ? 0x8000 : 0));
+      }
+  }
+};
+inline constexpr Nvfp4Products kNvfp4Products;
+
+namespace VENTOUX_ISA {
+
+#if !defined(VENTOUX_EMULATED) && defined(__AVX512BF16__)
+// Lane i: acc + a[2i + 1] b[2i + 1], then + a[2i] b[2i], each rounded once; subnormal numbers count as zero.
+inline __m512 dpbf16(__m512 acc, __m512i a, __m512i b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
+#endif
+
+inline __m512i widen_fp8(const void* codes) {
+  // m / 512 of the codes below 8, which are subnormal
+  alignas(64) static constexpr uint16_t small[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(codes)));
+  const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
+  const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x80)), 8);
+  // Exponent and mantissa move into place; the exponent is 120 too small.
+  const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
+  const __mmask32 is_small = _mm512_cmplt_epi16_mask(magnitude, _mm512_set1_epi16(8));
+  const __m512i value = _mm512_mask_permutexvar_epi16(normal, is_small, magnitude, _mm512_load_si512(small));
+  return _mm512_or_si512(value, sign);
+}
+
+inline __m512i widen_nvfp4(const void* codes, uint8_t scale0, uint8_t scale1) {
+  auto row = [](uint8_t scale) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(kNvfp4Products.bf16[scale]));
+  };
+  const __m512i table = _mm512_inserti64x4(_mm512_castsi256_si512(row(scale0)), row(scale1), 1);
+  // Each byte to a lane of 32 bits, its low nibble in the lower half of that, its high nibble in the upper one. The
+  // second group looks up entries 16 to 31.
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(codes)));
+  const __m512i nibbles = _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), _mm512_set1_epi16(15));
+  const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+  return _mm512_permutexvar_epi16(_mm512_or_si512(nibbles, second), table);
+}
+
+struct Bf16 {
+  using Element = uint16_t;  // in order, zeros after the last column up to a multiple of 32
+  static constexpr bool kTakesF32 = false;
+
+  static __m512i block(const Bf16Reader& w, int64_t i) { return _mm512_loadu_si512(w.p + i * 2 * kBlock); }
+  static __m512i block(const Fp8Reader& w, int64_t i) { return widen_fp8(w.p + i * kBlock); }
+  static __m512i block(const Nvfp4Reader& w, int64_t i) {
+    return widen_nvfp4(w.p + i * kBlock / 2, w.groups[2 * i], w.groups[2 * i + 1]);
+  }
+  static __m512i tail(const Bf16Reader& w, int64_t i, int64_t count) {
+    return _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << count) - 1), w.p + i * 2 * kBlock);
+  }
+  static __m512i tail(const Fp8Reader& w, int64_t i, int64_t count) {
+    uint8_t rest[kBlock] = {};
+    std::memcpy(rest, w.p + i * kBlock, size_t(count));
+    return widen_fp8(rest);
+  }
+  static __m512i tail(const Nvfp4Reader& w, int64_t i, int64_t) {  // columns are a multiple of 16: a tail is one group
+    uint8_t rest[kBlock / 2] = {};
+    std::memcpy(rest, w.p + i * kBlock / 2, kBlock / 4);
+    return widen_nvfp4(rest, w.groups[2 * i], 0);
+  }
+#if defined(VENTOUX_EMULATED) || defined(__AVX512BF16__)
+  static V step(__m512i weight, const uint16_t* x, V sum) { return {dpbf16(sum.v, weight, _mm512_loadu_si512(x))}; }
+#endif
+};
+
+}  // namespace VENTOUX_ISA
+}  // namespace ventoux

@@ -1,0 +1,118 @@
+// What linear layers and experts ask of a product, whatever multiplies: activations gathered into an Operand, and dot
+// products of a panel of weight rows with a group of them. This is the product of vector code, in either arithmetic.
+#pragma once
+
+#include "rows.h"
+
+namespace ventoux {
+namespace VENTOUX_ISA {
+
+constexpr int64_t kPanel = 64;
+
+// One row as products read it, zeros after the last column.
+inline void read_row(const Rows& x, int64_t r, float* out) { split_row(x.row(r), x.bf16, x.cols, out); }
+inline void read_row(const Rows& x, int64_t r, uint16_t* out) {  // of bf16 rows alone
+  std::memcpy(out, x.row(r), size_t(x.cols) * 2);
+  std::memset(out + x.cols, 0, size_t(padded(x.cols) - x.cols) * 2);
+}
+inline void write_columns(float* row, int64_t first, int64_t count, const float* values) {
+  for (int64_t i = 0; i < count; ++i) row[split_index(first + i)] = values[i];
+}
+inline void write_columns(uint16_t* row, int64_t first, int64_t count, const float* values) {
+  narrow(values, count, row + first);
+}
+inline void pad_row(float* row, int64_t cols) {
+  for (int64_t j = cols; j < padded(cols); ++j) row[split_index(j)] = 0.0f;
+}
+inline void pad_row(uint16_t* row, int64_t cols) { std::memset(row + cols, 0, size_t(padded(cols) - cols) * 2); }
+
+// FP8 and NVFP4 carry a multiplier per row of the weight.
+inline void scale_rows(const Weight& w, int64_t first, int64_t count, int num_x, float* out, int64_t ld) {
+  if (w.row_scales)
+    for (int m = 0; m < num_x; ++m)
+      for (int64_t i = 0; i < count; ++i) out[m * ld + i] *= w.row_scales[first + i];
+}
+
+// Dots of rows first .. first + count - 1 of w with up to kMaxM activations, row multipliers applied.
+template <class A = Fp32>
+inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
+                        float* out, int64_t ld) {
+  auto go = [&]<class Reader>(Reader*) {
+    dots<Reader, A>([&](int64_t r) { return Reader(w, r); }, first, count, num_x, x, w.cols, w.row_bytes(), out, ld);
+  };
+  switch (w.format) {
+    case Format::kF32:
+      if constexpr (A::kTakesF32) go(static_cast<F32Reader*>(nullptr));
+      break;
+    case Format::kBf16: go(static_cast<Bf16Reader*>(nullptr)); break;
+    case Format::kFp8: go(static_cast<Fp8Reader*>(nullptr)); break;
+    case Format::kNvfp4: go(static_cast<Nvfp4Reader*>(nullptr)); break;
+  }
+  scale_rows(w, first, count, num_x, out, ld);
+}
+
+// Rows begin .. end - 1 in groups of nearly equal size, at most kMaxM each: group(first, count).
+template <class Group>
+inline void for_each_group(int64_t begin, int64_t end, const Group& group) {
+  const int64_t groups = (end - begin + kMaxM - 1) / kMaxM;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = begin + (end - begin) * g / groups, next = begin + (end - begin) * (g + 1) / groups;
+    group(first, int(next - first));
+  }
+}
+
+template <class A>
+struct Vectors {
+  using Element = typename A::Element;
+  static constexpr int kGroup = kMaxM;    // activations side by side
+  static constexpr int64_t kRows = 8;     // a panel's rows are a multiple of this
+  static constexpr int64_t kPanel = VENTOUX_ISA::kPanel;
+
+  // Activations, one row after the other as the arithmetic reads them.
+  struct Operand {
+    Element* data;
+    int64_t cols, width;    // width: from one row to the next
+    const int64_t* row_of;  // where activation p lies; null: at p
+    Element* row(int64_t p) const { return data + (row_of ? row_of[p] : p) * width; }
+  };
+  // Activation p is row row_of[p] of x; `ends` bounds the groups that are multiplied by one weight each.
+  static Operand gather(Pool& pool, Rows x, const int64_t* row_of, const int64_t*, int64_t) {
+    const Operand in = empty(pool, kSplitX, x.count, x.cols);
+    run_rows(pool, x.count, [&](int64_t r) { read_row(x, r, in.row(r)); });
+    return {in.data, in.cols, in.width, row_of};
+  }
+  static Operand empty(Pool& pool, int slot, int64_t count, int64_t cols) {
+    void* memory = pool.scratch(slot, size_t(count * padded(cols)) * sizeof(Element));
+    return {static_cast<Element*>(memory), cols, padded(cols), nullptr};
+  }
+  // Columns first .. first + count - 1 of activations p .. p + here - 1.
+  static void put(const Operand& to, int64_t p, int here, int64_t first, int64_t count, const float* values,
+                  int64_t ld) {
+    const bool last = first + count == to.cols;  // what pads the last block must be zero
+    for (int m = 0; m < here; ++m) {
+      write_columns(to.row(p + m), first, count, values + m * ld);
+      if (last) pad_row(to.row(p + m), to.cols);
+    }
+  }
+  template <class Group>
+  static void for_each_group(int64_t begin, int64_t end, const Group& group) {
+    VENTOUX_ISA::for_each_group(begin, end, group);
+  }
+
+  // Rows first .. first + count - 1 of a weight, to be multiplied with activations begin .. end - 1.
+  struct Panel {
+    Weight weight;
+    int64_t first, count;
+    Panel(const Weight& w, int64_t first, int64_t count, int64_t, int64_t, int = 0)
+        : weight(w), first(first), count(count) {}
+    // out[m * ld + i] = <row first + i, activation p + m>
+    void dots(const Operand& in, int64_t p, int here, float* out, int64_t ld) const {
+      const Element* rows[kMaxM];
+      for (int m = 0; m < here; ++m) rows[m] = in.row(p + m);
+      weight_dots<A>(weight, first, count, here, rows, out, ld);
+    }
+  };
+};
+
+}  // namespace VENTOUX_ISA
+}  // namespace ventoux
