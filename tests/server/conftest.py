@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +62,16 @@ class Server:
     def chat(self, messages: Any = None, **fields: Any) -> httpx2.Response:
         return self.post("/v1/chat/completions", {"messages": HELLO if messages is None else messages, **fields})
 
+    def ask(self, use: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
+        """Runs `use` with an HTTP client of this server, for clients that bring their own protocol."""
+
+        async def run() -> Any:
+            transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=True)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await use(client)
+
+        return asyncio.run(run())
+
     def says(self, *parts: str | int) -> None:
         """The engine's next answers: text is encoded, numbers are control tokens."""
         ids: list[int] = []
@@ -71,7 +81,9 @@ class Server:
 
 
 @pytest.fixture
-def make_server(tokenizer) -> Callable[..., Server]:
+def make_server(tokenizer) -> Iterator[Callable[..., Server]]:
+    stores = []
+
     def make(
         *,
         engine: FakeEngine | None = None,
@@ -81,12 +93,15 @@ def make_server(tokenizer) -> Callable[..., Server]:
         **config: Any,
     ) -> Server:
         engine, web, resolver = engine or FakeEngine(), web or FakeWeb(), resolver or FakeResolver()
-        settings = replace(ServerConfig(), **config)
+        settings = replace(ServerConfig(), **{"responses_store": "none", **config})
         media = MediaFetcher(settings, transport=web, resolver=resolver)
         app = create_app(engine, tokenizer, (MODEL, "alias"), max_model_len, settings, media=media)
+        stores.append(app.state.service.responses)
         return Server(engine, tokenizer, app, web, resolver)
 
-    return make
+    yield make
+    for store in filter(None, stores):
+        asyncio.run(store.close())
 
 
 @pytest.fixture
@@ -101,6 +116,19 @@ def events(response: httpx2.Response) -> list[dict[str, Any]]:
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def named_events(response: httpx2.Response) -> list[dict[str, Any]]:
+    """The JSON events of a stream in which each is named by its type, without an end mark."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for block in response.text.split("\n\n"):
+        if block and not block.startswith(":"):
+            name, data = block.split("\n")
+            event = json.loads(data.removeprefix("data: "))
+            assert name == f"event: {event['type']}"
+            found.append(event)
+    return found
 
 
 def assert_error(response: httpx2.Response, status: int, *, param: str | None = None, code: str | None = None) -> None:

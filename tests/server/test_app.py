@@ -44,7 +44,9 @@ def test_every_answer_has_a_request_id_and_a_sane_one_is_kept(server):
         {"authorization": "Bearer secret2 "[:-2]},
         {"authorization": "Basic secret1"},
         {"authorization": "secret1"},
-        {"x-api-key": "secret1"},
+        {"x-api-key": "secret"},
+        {"x-api-key": ""},
+        {"x-api-key": "Bearer secret1"},
     ],
 )
 def test_without_a_valid_key_everything_but_the_public_paths_is_closed(make_server, headers):

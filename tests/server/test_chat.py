@@ -32,7 +32,7 @@ def test_plain_answer(server):
         "completion_tokens": tokens + 1,
         "total_tokens": len(request.prompt_token_ids) + tokens + 1,
         "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0, "drafted_tokens": 0, "accepted_tokens": 0},
     }
 
 

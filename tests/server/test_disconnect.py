@@ -15,16 +15,17 @@ from ventoux.server import sse
 class Connection:
     """One HTTP request at the ASGI level, whose client leaves when it is told to."""
 
-    def __init__(self, app: Any, body: dict[str, Any]):
+    def __init__(self, app: Any, body: dict[str, Any], path: str = "/v1/chat/completions"):
         self.app = app
+        self.path = path
         self.left = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         self._body = [json.dumps(body).encode()]
 
     async def run(self) -> None:
         headers = [(b"content-type", b"application/json")]
-        path = "/v1/chat/completions"
-        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": headers}
+        scope = {"type": "http", "method": "POST", "path": self.path, "raw_path": self.path.encode()}
+        scope |= {"headers": headers}
         scope |= {"query_string": b"", "scheme": "http", "server": ("test", 80), "client": ("c", 1), "root_path": ""}
         scope |= {"http_version": "1.1", "asgi": {"version": "3.0"}}
         await self.app(scope, self._receive, self._send)
@@ -48,12 +49,20 @@ async def until(condition) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_leaving_before_the_first_token_closes_the_engine_request(server, stream):
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 9}),
+        ("/v1/responses", {"input": "Hi"}),
+    ],
+)
+def test_leaving_before_the_first_token_closes_the_engine_request(server, path, body, stream):
     """During a long prefill nothing is sent, so nothing that waits for a failing send would notice."""
 
     async def scenario():
         server.engine.gate.clear()
-        connection = Connection(server.app, {"messages": HELLO, "stream": stream})
+        connection = Connection(server.app, {**body, "stream": stream}, path)
         running = asyncio.create_task(connection.run())
         await until(lambda: server.engine.requests)
         assert server.engine.closed == []

@@ -26,6 +26,8 @@ _LEAST = {
     "media_timeout": 0.1,
     "max_request_bytes": 1,
     "max_queued_requests": 1,
+    "max_stored_responses": 1,
+    "max_stored_response_bytes": 1,
     "drain_timeout": 0,
 }
 BUNDLED_NAME = "ventoux-demo"

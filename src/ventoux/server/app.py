@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,26 +21,35 @@ from ventoux.engine.client import EngineClient
 from ventoux.errors import InvalidRequestError
 from ventoux.server.body import read_json
 from ventoux.server.chat import chat_answer, chat_chunks
-from ventoux.server.chat_request import encode_messages, known_effort, prepare_chat
+from ventoux.server.chat_request import prepare_chat
 from ventoux.server.completions import completion_answer, completion_chunks, prepare_completion
-from ventoux.server.errors import to_api_error
 from ventoux.server.media import MediaFetcher
+from ventoux.server.messages import messages_answer, messages_events
+from ventoux.server.messages_request import count_tokens, prepare_messages
+from ventoux.server.messages_schemas import CountTokensRequest, MessagesRequest
 from ventoux.server.metrics import Metrics
 from ventoux.server.pages import chat_page, docs_page
 from ventoux.server.refusals import ignored_header, refuse_unsupported, unknown_inside
+from ventoux.server.response_store import ResponseStore
+from ventoux.server.responses_routes import add_responses
+from ventoux.server.responses_schemas import ResponsesRequest
 from ventoux.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from ventoux.server.service import Service
-from ventoux.server.shell import AdmissionLayer, ErrorLayer, KeyLayer, RequestLayer
-from ventoux.server.sse import EventStream, unless_disconnected
+from ventoux.server.shell import AdmissionLayer, ErrorLayer, KeyLayer, RequestLayer, error_response
+from ventoux.server.sse import ANTHROPIC, EventStream, unless_disconnected
+from ventoux.server.tokenize import prompt_ids
 from ventoux.text.tokenizer import Tokenizer
 
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
+    "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
-_EXPOSED_HEADERS = ("x-request-id", "x-ignored-fields", "x-warning", "retry-after")
+_EXPOSED_HEADERS = ("x-request-id", "request-id", "x-ignored-fields", "x-warning", "retry-after")
 
 
 def create_app(
@@ -59,12 +68,18 @@ def create_app(
         media: Fetches images by URL; replaced in tests.
     """
     media = media or MediaFetcher(server_config)
-    service = Service(engine, tokenizer, served_names, max_model_len, server_config, media, Metrics(engine))
+    responses = _response_store(server_config)
+    service = Service(engine, tokenizer, served_names, max_model_len, server_config, media, Metrics(engine), responses)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if responses is not None and server_config.responses_store != ServerConfig.responses_store:
+            # Who names a file wants to know at start whether it works.
+            await responses.open()
         yield
         await media.aclose()
+        if responses is not None:
+            await responses.close()
 
     app = FastAPI(
         title="Ventoux", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan, openapi_url=None
@@ -73,6 +88,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     _add_openapi(app)
     _add_generation(app, service)
+    _add_messages(app, service)
+    add_responses(app, service)
     _add_models(app, service)
     _add_text(app, service)
     _add_operations(app, service)
@@ -85,7 +102,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(server_config.allowed_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=list(_EXPOSED_HEADERS),
         )
@@ -93,8 +110,14 @@ def create_app(
     return app
 
 
+def _response_store(config: ServerConfig) -> ResponseStore | None:
+    if config.responses_store == "none":
+        return None
+    return ResponseStore(Path(config.responses_store), config.max_stored_responses, config.max_stored_response_bytes)
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
-    return to_api_error(error).response()
+    return error_response(error, request.scope)
 
 
 def _json(content: Any, headers: dict[str, str] | None = None) -> Response:
@@ -131,6 +154,28 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         return await unless_disconnected(request.receive, answer())
 
 
+def _add_messages(app: FastAPI, service: Service) -> None:
+    max_bytes = service.config.max_request_bytes
+
+    @app.post("/v1/messages", summary="Chat in Anthropic's form, streamed or not, with images, tools and thinking")
+    async def messages(request: Request) -> Response:
+        body = await read_json(request, MessagesRequest, max_bytes)
+
+        async def answer() -> Response:
+            service.check_ready()
+            job = await prepare_messages(service, body, request.scope["ventoux.place"])
+            if body.stream:
+                return EventStream(messages_events(service, job), job.headers, ANTHROPIC)
+            return _json(await messages_answer(service, job), job.headers)
+
+        return await unless_disconnected(request.receive, answer())
+
+    @app.post("/v1/messages/count_tokens", summary="The length of a prompt in Anthropic's form")
+    async def messages_count_tokens(request: Request) -> Response:
+        body = await read_json(request, CountTokensRequest, max_bytes)
+        return _json(*await count_tokens(service, body))
+
+
 def _add_models(app: FastAPI, service: Service) -> None:
     def described(name: str) -> dict[str, Any]:
         return {
@@ -162,8 +207,7 @@ def _add_text(app: FastAPI, service: Service) -> None:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("Either prompt or messages is needed.", param="prompt")
         headers = _ignored(body)
-        async with service.counting_slots:
-            ids = await _count(service, body, headers)
+        ids = await prompt_ids(service, body, headers)
         texts = [service.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
         answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": texts}
         return _json(answer, headers)
@@ -173,26 +217,6 @@ def _add_text(app: FastAPI, service: Service) -> None:
         body = await read_json(request, DetokenizeRequest, max_bytes)
         service.model(body.model)
         return _json({"prompt": service.tokenizer.decode(body.tokens)}, _ignored(body))
-
-
-async def _count(service: Service, body: TokenizeRequest, headers: dict[str, str]) -> list[int]:
-    """The token ids of a /tokenize request."""
-    limit = service.counting_limit
-    if body.messages is None:
-        encode, text = service.tokenizer.encode_text, body.prompt or ""
-        return await asyncio.to_thread(encode, text, bos=body.add_special_tokens, limit=limit)
-    effort, warning = known_effort(body.reasoning_effort)
-    if warning:
-        headers["x-warning"] = warning
-    prompt = await encode_messages(
-        service,
-        body.messages,
-        tools=body.tools,
-        reasoning_effort=effort,
-        continue_final_message=bool(body.continue_final_message),
-        limit=limit,
-    )
-    return prompt.token_ids
 
 
 def _ignored(body: BaseModel) -> dict[str, str]:

@@ -11,8 +11,9 @@ from ventoux.errors import InvalidRequestError
 from ventoux.server.generate import new_request_id
 from ventoux.server.images import MessageImages
 from ventoux.server.refusals import ignored_header
-from ventoux.server.schemas import ChatRequest, fit
+from ventoux.server.schemas import ChatRequest, TokenizeRequest, fit
 from ventoux.server.service import Place, Service
+from ventoux.server.wire import warn
 from ventoux.text.answer import AnswerStream
 from ventoux.text.limit import PromptLimit
 from ventoux.text.messages import MAX_TOOLS
@@ -57,32 +58,38 @@ class ChatJob:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-async def prepare_chat(service: Service, body: ChatRequest, place: Place) -> ChatJob:
-    """Raises InvalidRequestError, ModelNotFoundError, ApiError 503; nothing has reached the engine then."""
+async def prepare_chat(
+    service: Service,
+    body: ChatRequest,
+    place: Place,
+    *,
+    id_prefix: str = "chatcmpl-",
+    headers: dict[str, str] | None = None,
+) -> ChatJob:
+    """Checks a request and renders its prompt.
+
+    Args:
+        id_prefix: Of the request's id, with its separator.
+        headers: What the client is told beside the answer; more is added.
+
+    Raises:
+        InvalidRequestError, ModelNotFoundError, ApiError 503: nothing has reached the engine then.
+    """
     model = service.model(body.model)
-    headers = {}
+    headers = {} if headers is None else headers
     if unknown := body.unknown_fields():
         headers["x-ignored-fields"] = ignored_header(unknown)
     body.check_combinations()
-    effort, warning = reasoning_effort(body)
-    if warning:
-        headers["x-warning"] = warning
+    effort = reasoning_effort(body, headers)
     choice = tool_choice(body)
     grammar = await _grammar(service, body, choice, think=effort == "high")
     params = body.sampling(service.tokenizer.vocab_size, num_logprobs=body.num_logprobs, grammar=grammar)
-    prompt = await encode_messages(
-        service,
-        body.messages,
-        tools=body.tools,
-        reasoning_effort=effort,
-        continue_final_message=bool(body.continue_final_message),
-        place=place,
-    )
+    prompt = await encode_chat(service, body, effort, place=place)
     params = fit(params, len(prompt.token_ids), service.max_model_len, param="messages")
     options = body.stream_options
     return ChatJob(
         request=Request(
-            request_id=new_request_id("chatcmpl"),
+            request_id=new_request_id(id_prefix),
             prompt_token_ids=prompt.token_ids,
             params=params,
             images=prompt.images,
@@ -108,29 +115,27 @@ async def prepare_chat(service: Service, body: ChatRequest, place: Place) -> Cha
     )
 
 
-async def encode_messages(
+async def encode_chat(
     service: Service,
-    messages: list[dict[str, Any]],
+    body: ChatRequest | TokenizeRequest,
+    effort: str,
     *,
-    tools: list[dict[str, Any]] | None = None,
-    reasoning_effort: str | None = None,
-    continue_final_message: bool = False,
     limit: PromptLimit | None = None,
     place: Place | None = None,
 ) -> Prompt:
-    """Fetches and decodes images and renders the prompt; the heavy part runs in a thread.
+    """Fetches and decodes images and renders the prompt of a request with messages; the heavy part runs in a thread.
 
     Prompts that leave no room for an answer are refused, or those beyond `limit`. `place` holds the images' pixels
     from then on; without one they are not kept.
     """
-    images = MessageImages(messages, service.config)
+    images = MessageImages(body.messages or [], service.config)
 
     def encode() -> Prompt:
         return service.tokenizer.encode_chat(
             images.decoded(),
-            tools=tools,
-            reasoning_effort=reasoning_effort,
-            continue_final_message=continue_final_message,
+            tools=body.tools,
+            reasoning_effort=effort,
+            continue_final_message=bool(body.continue_final_message),
             limit=limit or service.prompt_limit,
         )
 
@@ -146,8 +151,8 @@ async def encode_messages(
     return prompt
 
 
-def reasoning_effort(body: ChatRequest) -> tuple[str, str | None]:
-    """The effort that the model knows, and a warning if it is not the one that was asked for."""
+def reasoning_effort(body: ChatRequest, headers: dict[str, str]) -> str:
+    """The effort that the model knows; `headers` get a warning if it is not the one that was asked for."""
     asked = body.reasoning_effort
     if body.prompt_mode is not None:
         if body.prompt_mode != "reasoning":
@@ -157,19 +162,21 @@ def reasoning_effort(body: ChatRequest) -> tuple[str, str | None]:
                 'prompt_mode: "reasoning" is reasoning_effort: "high", and the two disagree.', param="prompt_mode"
             )
         asked = asked or "high"
-    return known_effort(asked)
+    return known_effort(asked, headers)
 
 
-def known_effort(asked: str | None) -> tuple[str, str | None]:
-    """The effort that the model knows, and a warning if it is another one. Raises InvalidRequestError."""
+def known_effort(asked: str | None, headers: dict[str, str]) -> str:
+    """As `reasoning_effort`, of the field alone. Raises InvalidRequestError."""
     if asked is None:
-        return "none", None
+        return "none"
     effort = _EFFORTS.get(asked)
     if effort is None:
         raise InvalidRequestError(
             f"reasoning_effort must be one of {', '.join(_EFFORTS)}.", param="reasoning_effort", code="invalid_value"
         )
-    return effort, f"reasoning_effort {asked} counts as {effort}" if effort != asked else None
+    if effort != asked:
+        warn(headers, f"reasoning_effort {asked} counts as {effort}")
+    return effort
 
 
 def tool_choice(body: ChatRequest) -> ToolChoice:

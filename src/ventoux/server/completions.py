@@ -68,7 +68,7 @@ async def prepare_completion(service: Service, body: CompletionRequest) -> Compl
         raise InvalidRequestError(f"At most {MAX_ANSWERS} answers are given per request.", param="n")
     bos = body.add_special_tokens is not False
     encoded = await asyncio.to_thread(lambda: [_encode(service, prompt, bos) for prompt in prompts])
-    request_id = new_request_id("cmpl")
+    request_id = new_request_id("cmpl-")
     jobs = []
     for i, (ids, prompt) in enumerate(zip(encoded, prompts, strict=True)):
         fitted = fit(msgspec.structs.replace(params), len(ids), service.max_model_len, param="prompt")

@@ -1,4 +1,4 @@
-"""Every error that reaches a client, as OpenAI's {"error": {...}} body; decided here and nowhere else."""
+"""Every error that reaches a client: OpenAI's {"error": {...}} body, or Anthropic's. Decided here and nowhere else."""
 
 from __future__ import annotations
 
@@ -32,10 +32,22 @@ _TYPES = {
     503: "overloaded_error",
 }
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "api_error",
+    529: "overloaded_error",
+}
+# Anthropic's own status for a server that has too much to do; its clients wait and come back.
+_ANTHROPIC_OVERLOADED = 529
 
 
 class ApiError(VentouxError):
-    """An HTTP status with OpenAI's error body."""
+    """An HTTP status with an error body."""
 
     def __init__(
         self,
@@ -60,8 +72,26 @@ class ApiError(VentouxError):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        content = msgspec.json.encode(self.body())
-        return Response(content, self.status, self.headers, media_type="application/json")
+        """As OpenAI has it."""
+        return Response(msgspec.json.encode(self.body()), self.status, self.headers, media_type="application/json")
+
+    def anthropic_body(self) -> dict[str, Any]:
+        error: dict[str, Any] = {"type": _ANTHROPIC_TYPES.get(self._anthropic_status, "invalid_request_error")}
+        # There is no field for the parameter, so the message has to name it.
+        where = f"{self.param}: " if self.param is not None and self.param not in self.message else ""
+        # Agents shorten their conversation when a message begins so.
+        error["message"] = ("prompt is too long: " if self.code == "context_length_exceeded" else where) + self.message
+        if self.code is not None:
+            error["details"] = {"error_code": self.code, "param": self.param}
+        return {"type": "error", "error": error}
+
+    def anthropic_response(self) -> Response:
+        content = msgspec.json.encode(self.anthropic_body())
+        return Response(content, self._anthropic_status, self.headers, media_type="application/json")
+
+    @property
+    def _anthropic_status(self) -> int:
+        return _ANTHROPIC_OVERLOADED if self.code == "overloaded" else self.status
 
 
 def to_api_error(error: Exception) -> ApiError:

@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 
 def new_request_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(16)}"
+    """`prefix` with its separator: OpenAI's ids have a dash, those of its Responses and Anthropic's an underscore."""
+    return prefix + secrets.token_hex(16)
 
 
 async def generate(

@@ -130,5 +130,18 @@ class _EngineCollector(Collector):
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
             ("images_encoded", "Images encoded.", stats.num_images_encoded),
             ("request_failures", "Requests that the engine gave up on.", stats.num_failed),
+            (
+                "spec_decode_num_drafts",
+                "Times that a sequence was computed with guesses.",
+                stats.spec_decode_num_drafts,
+            ),
+            ("spec_decode_num_draft_tokens", "Tokens guessed.", stats.spec_decode_num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Guesses that came true.", stats.spec_decode_num_accepted_tokens),
         ):
             yield CounterMetricFamily(f"ventoux_{name}", text, value)
+        by_place = CounterMetricFamily(
+            "ventoux_spec_decode_num_accepted_tokens_per_pos", "Guesses that came true, by place.", labels=["position"]
+        )
+        for place, count in enumerate(stats.spec_decode_num_accepted_tokens_per_pos):
+            by_place.add_metric([str(place)], count)
+        yield by_place

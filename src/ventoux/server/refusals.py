@@ -6,7 +6,8 @@ Fields that nobody knows are accepted and listed in a response header.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ventoux.errors import InvalidRequestError
@@ -144,7 +145,43 @@ _MAX_HEADER_NAMES = 32
 _MAX_NAME_LENGTH = 64
 
 
-def refuse_unsupported(extra: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True)
+class FieldRules:
+    """What one protocol does with fields that its schema does not declare.
+
+    Attributes:
+        refused: Names that are known but not honoured, each with the values that ask for nothing; null always does.
+        instead: For some of them, what does here what they ask for.
+        harmless: Names that are accepted without a word.
+        inside: Of objects without a schema, by their path: the fields that mean something.
+    """
+
+    refused: Mapping[str, tuple[Any, ...]]
+    instead: Mapping[str, str]
+    harmless: frozenset[str]
+    inside: Mapping[str, Collection[str]]
+
+
+COMPLETIONS = FieldRules(_REFUSED, _INSTEAD, _HARMLESS, _KNOWN_INSIDE)
+
+
+# What only chats honour. Their values that ask for nothing anywhere:
+_NEUTRAL_ELSEWHERE: dict[str, tuple[Any, ...]] = {"n": (1,), "logprobs": (False,), "echo": (False,)}
+
+
+def elsewhere(
+    honoured: Iterable[str], refused: Mapping[str, tuple[Any, ...]], *, without: Collection[str]
+) -> dict[str, tuple[Any, ...]]:
+    """The `refused` of a protocol of its own: its names, and all that the other routes honour or refuse.
+
+    `without`: the names that mean something in this protocol.
+    """
+    chat = {name: _NEUTRAL_ELSEWHERE.get(name, ()) for name in honoured}
+    known = {**COMPLETIONS.refused, **chat, **refused}
+    return {name: values for name, values in known.items() if name not in without}
+
+
+def refuse_unsupported(extra: Mapping[str, Any], rules: FieldRules = COMPLETIONS) -> list[str]:
     """Returns the names of the fields that nobody knows.
 
     Raises:
@@ -152,23 +189,23 @@ def refuse_unsupported(extra: Mapping[str, Any]) -> list[str]:
     """
     unknown = []
     for name, value in extra.items():
-        if name in _REFUSED:
+        if name in rules.refused:
             # `1 == True`, so it is compared too whether they are booleans; 1 and 1.0 are the same number.
-            neutral = any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in _REFUSED[name])
+            neutral = any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in rules.refused[name])
             if value is not None and not neutral:
-                advice = f"use {_INSTEAD[name]}" if name in _INSTEAD else "leave it out"
+                advice = f"use {rules.instead[name]}" if name in rules.instead else "leave it out"
                 raise InvalidRequestError(
                     f"{name} is not supported here; {advice}.", param=name, code="unsupported_parameter"
                 )
-        elif name not in _HARMLESS:
+        elif name not in rules.harmless:
             unknown.append(name)
     return unknown
 
 
-def unknown_inside(body: Mapping[str, Any]) -> list[str]:
-    """The paths of all fields in `messages` and `tools` that mean nothing here, each of them once."""
+def unknown_inside(body: Mapping[str, Any], rules: FieldRules = COMPLETIONS) -> list[str]:
+    """The paths of all fields that mean nothing here in objects without a schema, each of them once."""
     found: dict[str, None] = {}
-    for path, known in _KNOWN_INSIDE.items():
+    for path, known in rules.inside.items():
         for fields in _objects_at(body, path.split(".")):
             found |= {
                 f"{path}.{name}": None for name, value in fields.items() if name not in known and value is not None

@@ -123,7 +123,10 @@ class Gate:
                     await asyncio.wait_for(self._opened.wait(), LOADING_WAIT)
             if self._app is None:
                 error = {"type": "overloaded_error", "param": None, "code": "loading"}
-                await _send_json(send, 503, {"error": {"message": "The model is being loaded.", **error}})
+                # The outer type is what Anthropic's clients look for; the others do not mind it.
+                await _send_json(
+                    send, 503, {"type": "error", "error": {"message": "The model is being loaded.", **error}}
+                )
                 return
         if self._app is not None:
             await self._app(scope, receive, send)

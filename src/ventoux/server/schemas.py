@@ -27,19 +27,31 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class _Body(BaseModel):
+def _text_or_objects(value: Any) -> Any:
+    # Without this an error would name the kind that it tried beside the field.
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
+        return value
+    raise ValueError("must be a string or a list of objects")
+
+
+TextOrObjects = Annotated[str | list[dict[str, Any]], BeforeValidator(_text_or_objects)]
+
+
+class Body(BaseModel):
+    """A JSON object of a request. Fields that are not declared are kept apart, in `model_extra`."""
+
     model_config = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
 
     def extra_inside(self) -> list[str]:
         """The paths of undeclared fields in objects that have a schema of their own."""
         paths = []
         for name, inner in dict(self).items():
-            if isinstance(inner, _Body):
+            if isinstance(inner, Body):
                 paths += [f"{name}.{path}" for path in [*(inner.model_extra or {}), *inner.extra_inside()]]
         return paths
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     # Mistral's name for what happens here always: tool calls go out piece by piece.
@@ -47,7 +59,7 @@ class StreamOptions(_Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class _Generation(_Body):
+class _Generation(Body):
     """Fields that chat and plain completions share."""
 
     model: str | None = Field(None, description="One of the served names; the first one if left out.")
@@ -156,14 +168,14 @@ class JsonFormat(NamedTuple):
     schema: dict[str, Any] | None
 
 
-class JsonSchema(_Body):
+class JsonSchema(Body):
     name: str | None = None
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -244,7 +256,7 @@ class CompletionRequest(_Generation):
         return "max_tokens", DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """POST /tokenize: a plain prompt, or a chat."""
 
     model: str | None = None
@@ -257,7 +269,7 @@ class TokenizeRequest(_Body):
     return_token_strs: bool | None = None
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """POST /detokenize"""
 
     model: str | None = None

@@ -14,6 +14,7 @@ from ventoux.errors import EngineDeadError, ModelNotFoundError
 from ventoux.server.errors import ApiError
 from ventoux.server.media import MediaFetcher
 from ventoux.server.metrics import Metrics
+from ventoux.server.response_store import ResponseStore
 from ventoux.text.grammar import GrammarCompiler
 from ventoux.text.limit import PromptLimit
 from ventoux.text.tokenizer import Tokenizer
@@ -46,7 +47,9 @@ class Service:
         config: ServerConfig,
         media: MediaFetcher,
         metrics: Metrics,
+        responses: ResponseStore | None,
     ):
+        """`responses`: None: none are kept."""
         self.engine = engine
         self.tokenizer = tokenizer
         self.served_names = tuple(served_names)
@@ -54,6 +57,7 @@ class Service:
         self.config = config
         self.media = media
         self.metrics = metrics
+        self.responses = responses
         self.grammars = GrammarCompiler(tokenizer)
         # A decoded image takes up to 200 MB: only so many requests may hold theirs at a time.
         self.image_slots = asyncio.Semaphore(MAX_DECODING_REQUESTS)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ventoux.server.errors import ApiError, to_api_error
@@ -22,7 +23,9 @@ from ventoux.server.sse import ClientGoneError
 
 logger = logging.getLogger(__name__)
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/favicon.ico"})
-GENERATING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+GENERATING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
+# Clients of these expect errors in Anthropic's form.
+ANTHROPIC_PATHS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -30,6 +33,12 @@ def route_path(scope: Scope) -> str:
     """The path below the prefix that a proxy in front adds."""
     path, root = scope["path"], scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def error_response(error: Exception, scope: Scope) -> Response:
+    """The answer to a request that failed, as this route's clients expect it."""
+    answer = to_api_error(error)
+    return answer.anthropic_response() if route_path(scope) in ANTHROPIC_PATHS else answer.response()
 
 
 class RequestLayer:
@@ -43,7 +52,7 @@ class RequestLayer:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id("req")
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id("req-")
         method = scope["method"]
         # nginx's number for a client that left before its answer began.
         status = 499
@@ -53,8 +62,10 @@ class RequestLayer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                # A new list: an answer that is sent many times shares its own.
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+                # A new list: an answer that is sent many times shares its own. Anthropic's clients read `request-id`.
+                names = (b"x-request-id", b"request-id") if route_path(scope) in ANTHROPIC_PATHS else (b"x-request-id",)
+                ids = [(name, request_id.encode()) for name in names]
+                message = {**message, "headers": [*message["headers"], *ids]}
             elif method == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
@@ -93,7 +104,7 @@ class ErrorLayer:
         except Exception as e:
             if begun or scope["type"] != "http":
                 raise
-            await to_api_error(e).response()(scope, receive, send)
+            await error_response(e, scope)(scope, receive, send)
 
 
 class KeyLayer:
@@ -109,7 +120,7 @@ class KeyLayer:
             return
         raise ApiError(
             401,
-            "A valid API key is needed: send it as Authorization: Bearer KEY.",
+            "A valid API key is needed: send it as Authorization: Bearer KEY, or as x-api-key: KEY.",
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
@@ -117,11 +128,13 @@ class KeyLayer:
     def _open(self, scope: Scope) -> bool:
         if route_path(scope) in PUBLIC_PATHS:
             return True
-        kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = _digest(key.strip().encode())
+        headers = Headers(scope=scope)
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        # Clients that know both headers may send another server's key in one of them.
+        given = [bearer.strip() if kind.lower() == "bearer" else "", headers.get("x-api-key", "")]
         # Digests of equal length, all of them compared: the time taken tells nothing about the keys.
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        return kind.lower() == "bearer" and any(matches)
+        matches = [hmac.compare_digest(_digest(key.encode()), known) for key in given for known in self._keys]
+        return any(matches)
 
 
 def _digest(key: bytes) -> bytes:

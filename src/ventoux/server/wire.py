@@ -12,7 +12,10 @@ MIN_LOGPROB = -9999.0
 
 
 def usage(num_prompt_tokens: int, streams: Sequence[AnswerStream]) -> dict[str, Any]:
-    """Token counts of a request so far. A prompt counts once, however many answers it gets."""
+    """Token counts of a request so far. A prompt counts once, however many answers it gets.
+
+    Ours alone: `drafted_tokens` were guessed by a draft, and `accepted_tokens` of them came true.
+    """
     completion = sum(stream.num_tokens for stream in streams)
     reasoning = sum(stream.num_reasoning_tokens for stream in streams)
     cached = max((stream.num_cached_tokens for stream in streams), default=0)
@@ -21,7 +24,11 @@ def usage(num_prompt_tokens: int, streams: Sequence[AnswerStream]) -> dict[str, 
         "completion_tokens": completion,
         "total_tokens": num_prompt_tokens + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "completion_tokens_details": {
+            "reasoning_tokens": reasoning,
+            "drafted_tokens": sum(stream.num_drafted_tokens for stream in streams),
+            "accepted_tokens": sum(stream.num_accepted_tokens for stream in streams),
+        },
     }
 
 
@@ -47,3 +54,8 @@ def logprob(score: TokenScore) -> float:
 
 def _score(score: TokenScore) -> dict[str, Any]:
     return {"token": score.text, "logprob": logprob(score), "bytes": list(score.raw)}
+
+
+def warn(headers: dict[str, str], text: str) -> None:
+    """Tells the client that its request is honoured in another way than asked."""
+    headers["x-warning"] = f"{headers['x-warning']}; {text}" if "x-warning" in headers else text
