@@ -25,8 +25,8 @@ interrupted, 141 when the reader of the output went away.
 
 # Taken out of the arguments before the parser sees them (see cli/compat.py).
 SPECULATIVE = """\
-`--speculative-config JSON`, `-sc JSON` and the dotted form `--speculative-config.method NAME` are understood, but
-drafting is not built: everything but `{"method": "none"}` is refused.
+`serve` also takes the dotted form of `--speculative-config`: `--speculative-config.method ngram`
+([speculation](../guides/speculation.md)).
 """
 
 

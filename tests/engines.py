@@ -8,12 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.tiny import tiny_config, tiny_model
-from ventoux.config import EngineConfig, EnginePlan, Speculation, StoredWeights, resolve
+from ventoux.config import EngineConfig, Speculation, StoredWeights
 from ventoux.engine.drafting import Drafter
 from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput, ImageInput, Request, SamplingParams
 from ventoux.engine.runner import Runner
 from ventoux.hardware import Hardware
+from ventoux.plan import EnginePlan, resolve
 
 MACHINE = Hardware(num_cores=1, memory_bytes=2**32, available_bytes=2**32)
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from tests.tiny import tiny_config
-from ventoux.config import EngineConfig, ModelConfig, RopeConfig, StoredWeights, TextConfig, resolve
+from ventoux.config import EngineConfig, ModelConfig, RopeConfig, StoredWeights, TextConfig
 from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware, container_memory
+from ventoux.plan import resolve
 
 MACHINE = Hardware(num_cores=3, memory_bytes=2**34, available_bytes=2**33)
 WITH_BF16 = replace(MACHINE, cpu_flags=frozenset({"amx_bf16"}))

@@ -12,7 +12,7 @@ import torch
 from ventoux.checkpoint.files import Checkpoint, open_checkpoint
 from ventoux.checkpoint.hub import resolve_model
 from ventoux.checkpoint.load import load_draft, load_model
-from ventoux.config import EngineConfig, EnginePlan, ModelConfig, Speculation, resolve
+from ventoux.config import EngineConfig, ModelConfig, Speculation
 from ventoux.engine.drafting import Drafter, EagleDrafter, NgramDrafter
 from ventoux.engine.engine import Engine, MaskFactory
 from ventoux.engine.runner import DTYPES, Runner
@@ -21,6 +21,7 @@ from ventoux.hardware import Hardware, probe_hardware
 from ventoux.ops.cpu import instruction_sets, native_operators
 from ventoux.ops.reference import REFERENCE
 from ventoux.ops.spec import Operators
+from ventoux.plan import EnginePlan, resolve
 from ventoux.speculative import SpeculativeConfig, parse_speculative
 
 # Where a draft lies in its model's folder.

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import msgspec
 
-from ventoux.config import EngineConfig, EnginePlan, engine_environment
+from ventoux.config import EngineConfig, engine_environment
 from ventoux.engine.client import SocketClient, receive_frame, send_frame
 from ventoux.engine.messages import Command, Stop
 from ventoux.errors import ConfigError, EngineDeadError
+from ventoux.plan import EnginePlan
 
 logger = logging.getLogger(__name__)
 

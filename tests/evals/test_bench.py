@@ -96,7 +96,7 @@ def test_decode_counts_what_guesses_brought(monkeypatch):
         def propose(self, progress):
             return [known[p.sequence.num_generated :][: p.wanted] for p in progress]
 
-    ids = bench._prompts(tiny_engine(), 1, bench.DECODE_PROMPT, seed=0)[0]
+    ids = bench.random_prompts(tiny_engine(), 1, bench.DECODE_PROMPT, seed=0)[0]
     (known,) = generate(tiny_engine(), request(ids, max_tokens=20))
     engine = tiny_engine(make_drafter=lambda runner, plan: Right(), speculation=Speculation("test", 2, adaptive=False))
     clock = iter(range(10_000))

@@ -21,7 +21,11 @@ from ventoux.config import EngineConfig, ServerConfig
 from ventoux.engine.request import SamplingParams
 from ventoux.server import refusals
 from ventoux.server.app import create_app
+from ventoux.server.messages_schemas import RULES as MESSAGES_RULES
+from ventoux.server.messages_schemas import MessagesRequest, Thinking
 from ventoux.server.metrics import Metrics
+from ventoux.server.responses_schemas import RULES as RESPONSES_RULES
+from ventoux.server.responses_schemas import ReasoningOptions, ResponsesRequest, TextOptions
 from ventoux.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -158,7 +162,7 @@ def test_flags_that_pages_use_exist():
 def test_every_route_is_on_the_http_page():
     # Routes need no tokenizer until a request comes.
     app = create_app(FakeEngine(), None, ["m"], 1, ServerConfig())
-    rows = re.findall(r"^\| `(GET|POST) (\S+)` \|", text_of("reference/http.md"), re.M)
+    rows = re.findall(r"^\| `(GET|POST|DELETE) (\S+)` \|", text_of("reference/http.md"), re.M)
     there = {
         (next(iter(route.methods - {"HEAD"})), re.sub(r":\w+\}", "}", route.path))
         for route in app.routes
@@ -171,8 +175,11 @@ def test_every_field_is_on_the_http_page():
     """A field that is taken or refused without anybody being told."""
     known = words("reference/http.md")
     bodies = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, StreamOptions)
+    bodies += (MessagesRequest, Thinking, ResponsesRequest, ReasoningOptions, TextOptions)
     taken = {name for body in bodies for name in body.model_fields}
-    missing = (taken | set(refusals._REFUSED) | set(refusals._HARMLESS)) - known
+    ruled = {name for rules in (refusals.COMPLETIONS, MESSAGES_RULES, RESPONSES_RULES) for name in rules.refused}
+    ruled |= refusals.COMPLETIONS.harmless | MESSAGES_RULES.harmless | RESPONSES_RULES.harmless
+    missing = (taken | ruled) - known
     assert not missing, sorted(missing)
 
 

@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
     "errors": 0,
     "config": 0,
     "speculative": 0,
+    "plan": 0,
     "hardware": 0,
     "ops.spec": 1,
     "ops.formats": 1,
@@ -42,7 +43,8 @@ FLOORS: dict[str, int] = {
 }
 # What a room may import beside lower floors: neighbours on its own floor, besides itself.
 NEIGHBOURS: dict[str, set[str]] = {
-    "config": {"errors", "hardware"},
+    "config": {"errors"},
+    "plan": {"config", "errors", "hardware"},
     "speculative": {"errors"},
     "text": {"engine"},  # request records only; see NO_TORCH
     "llm": {"build"},
@@ -57,6 +59,7 @@ NO_TORCH = (
     "server",
     "errors",
     "config",
+    "plan",
     "speculative",
     "hardware",
     "worker",

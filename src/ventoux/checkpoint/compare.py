@@ -9,11 +9,11 @@ import torch
 
 from ventoux.checkpoint.files import Checkpoint, open_checkpoint
 from ventoux.checkpoint.load import Progress, load_model
-from ventoux.config import BYTES_PER_VALUE, FP32_UP_TO_PARAMETERS
 from ventoux.errors import ConfigError
 from ventoux.hardware import probe_hardware
 from ventoux.model.decoder import ForwardInputs
 from ventoux.ops.spec import Operators
+from ventoux.plan import BYTES_PER_VALUE, FP32_UP_TO_PARAMETERS
 
 NUM_PROMPTS = 4
 PROMPT_TOKENS = 64

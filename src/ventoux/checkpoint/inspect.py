@@ -15,10 +15,11 @@ from ventoux.checkpoint.files import Checkpoint, open_checkpoint
 from ventoux.checkpoint.keys import Layout, QuantFormat
 from ventoux.checkpoint.schemes import FORMAT_NAMES
 from ventoux.checkpoint.shards import ITEM_BYTES
-from ventoux.config import BYTES_PER_VALUE, EngineConfig, EnginePlan, ModelConfig, resolve
+from ventoux.config import EngineConfig, ModelConfig
 from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware, probe_hardware
 from ventoux.model.tensors import Part, TensorRow
+from ventoux.plan import BYTES_PER_VALUE, EnginePlan, resolve
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--api-key", help="key that the server wants")
     serve.add_argument("--concurrency", type=_counts, default=[1, 8, 32], metavar="N,N", help="(default: 1,8,32)")
 
+    described = "what a draft brings, by how many of its guesses come true"
+    speculation = kinds.add_parser("speculation", help=described, description=described, allow_abbrev=False)
+    speculation.add_argument(
+        "--acceptance",
+        type=_shares,
+        default=[0.0, 0.5, 0.7, 0.9, 1.0],
+        metavar="X,X",
+        help="(default: 0,0.5,0.7,0.9,1)",
+    )
+    speculation.add_argument("--batch-size", type=_counts, default=[1, 8], metavar="N,N", help="(default: 1,8)")
+    speculation.add_argument("--new-tokens", type=_count, default=64, metavar="N", help="per sequence (default: 64)")
+
     for kind in (throughput, serve):
         kind.add_argument("--input-len", type=_count, default=128, metavar="N", help="prompt tokens (default: 128)")
         kind.add_argument("--output-len", type=_count, default=64, metavar="N", help="new tokens (default: 64)")
-    for kind, repeats in ((latency, 3), (throughput, 1), (serve, 2)):
+    for kind, repeats in ((latency, 3), (throughput, 1), (serve, 2), (speculation, 3)):
         kind.add_argument("--repeats", type=_count, default=repeats, metavar="N", help="(default: %(default)s)")
         kind.add_argument("--output", type=Path, metavar="FILE", help="write the result there, as JSON")
         kind.add_argument("--note", default="", metavar="TEXT", help="put into the result file")
-    for kind in (latency, throughput):
+    for kind in (latency, throughput, speculation):
         kind.add_argument("model", nargs="?", help=MODEL_HELP + "; it needs no tokenizer")
         add_flags(kind, EngineConfig, "engine")
 
@@ -66,6 +78,13 @@ def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
 
 
+def _shares(text: str) -> list[float]:
+    shares = [float(part) for part in text.split(",")]
+    if not all(0 <= share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"must lie in 0 to 1, got {text}")
+    return shares
+
+
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -73,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output is not None and args.output.is_dir():
         raise ConfigError(f"--output {args.output} is a folder; name a file in it.")
-    measure = {"latency": _latency, "throughput": _throughput, "serve": _serve}[args.what]
+    kinds = {"latency": _latency, "throughput": _throughput, "serve": _serve, "speculation": _speculation}
+    measure = kinds[args.what]
     config, results, table = measure(args)
     Console().print(table)
     if args.output is not None:
@@ -149,6 +169,33 @@ def _throughput(args: argparse.Namespace) -> _Measured:
     for name in ("requests", "output_tokens", "total_tokens"):
         table.add_row(name.replace("_", " "), *_cells(results[f"{name}_per_second"]))
     return bench.model_facts(engine), results, table
+
+
+def _speculation(args: argparse.Namespace) -> _Measured:
+    from ventoux.evals import bench
+    from ventoux.evals.bench_speculation import speculation
+
+    engine, _ = _load(args)
+    num_runs = len(args.batch_size) * args.repeats * (1 + len(args.acceptance))
+    with _ticks("measuring", num_runs, "runs") as tick:
+        rows = speculation(
+            engine,
+            acceptances=args.acceptance,
+            batch_sizes=args.batch_size,
+            new_tokens=args.new_tokens,
+            repeats=args.repeats,
+            tick=tick,
+        )
+    most = engine.plan.num_speculative_tokens
+    table = _table("batch", "acceptance", "tokens/s", "without", "speed-up", "limit", caption=f"{most} guesses a step")
+    for row in rows:
+        rate, plain = row["tokens_per_second"]["median"], row["without_guesses"]["median"]
+        table.add_row(
+            *(str(row["batch_size"]), f"{row['acceptance']:.2f}", f"{rate:.1f}", f"{plain:.1f}"),
+            *(f"{row['speed_up']:.2f}", f"{row['limit']:.2f}"),
+        )
+    config = {**bench.model_facts(engine), "num_speculative_tokens": most, "new_tokens": args.new_tokens}
+    return config, {"speculation": rows}, table
 
 
 def _serve(args: argparse.Namespace) -> _Measured:

@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ventoux.cache.latent import make_latent_cache
-from ventoux.config import EnginePlan
 from ventoux.engine.batch import Span, build
 from ventoux.engine.runner import DTYPES, Runner
 from ventoux.engine.sequence import Sequence
 from ventoux.model.eagle import Draft
+from ventoux.plan import EnginePlan
 
 Tensor = torch.Tensor
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 
 from ventoux.cache.pages import PagePool
-from ventoux.config import EnginePlan
 from ventoux.engine.drafting import Drafter
 from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
 from ventoux.engine.request import (
@@ -31,6 +30,7 @@ from ventoux.engine.sequence import Sequence, make_sequences
 from ventoux.engine.speculation import Speculation
 from ventoux.errors import InvalidRequestError, NumericalError, UserError
 from ventoux.model.mistral4 import Mistral4
+from ventoux.plan import EnginePlan
 
 logger = logging.getLogger(__name__)
 # How long a step waits for a grammar if there is nothing else to do: aborts and new requests wait as long.

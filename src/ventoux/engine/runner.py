@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from ventoux.cache.latent import make_latent_cache
-from ventoux.config import EnginePlan
 from ventoux.engine.batch import Span, build
 from ventoux.engine.request import ImageInput
 from ventoux.engine.scheduler import Chunk
 from ventoux.model.mistral4 import Mistral4
+from ventoux.plan import EnginePlan
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -14,10 +14,10 @@ from collections import Counter
 
 import torch
 
-from ventoux.config import EnginePlan
 from ventoux.engine.drafting import Drafter, Progress
 from ventoux.engine.scheduler import Chunk, Scheduler
 from ventoux.engine.sequence import Sequence
+from ventoux.plan import EnginePlan
 
 logger = logging.getLogger(__name__)
 # Two of 64 steps are spent on another number of guesses: at worst they take twice as long, which is 3 %.

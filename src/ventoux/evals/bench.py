@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ventoux.config import EnginePlan
 from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput, Request, SamplingParams
 from ventoux.errors import ConfigError, EngineError
@@ -23,6 +22,7 @@ from ventoux.evals import machine
 from ventoux.model.mistral4 import Mistral4
 from ventoux.model.tensors import tensor_table
 from ventoux.ops.formats import Weight
+from ventoux.plan import EnginePlan
 
 # Prompt length of the decode runs.
 DECODE_PROMPT = 128
@@ -65,7 +65,7 @@ def latency(
     for length in prompt_tokens:
         rates = []
         for run in range(-1, repeats):
-            seconds = sum(_run(engine, _prompts(engine, 1, length, seed=run), new_tokens=1))
+            seconds = sum(run_prompts(engine, random_prompts(engine, 1, length, seed=run), new_tokens=1))
             tick()
             # The first run pays for pages and caches that are touched for the first time.
             if run >= 0:
@@ -115,7 +115,9 @@ def throughput(
     _check_fits(engine.plan, input_tokens + output_tokens, 1)
     seconds = []
     for run in range(repeats):
-        seconds.append(sum(_run(engine, _prompts(engine, num_requests, input_tokens, seed=run), output_tokens)))
+        seconds.append(
+            sum(run_prompts(engine, random_prompts(engine, num_requests, input_tokens, seed=run), output_tokens))
+        )
         tick()
     return {
         "num_requests": num_requests,
@@ -152,7 +154,7 @@ def _check_fits(plan: EnginePlan, length: int, batch_size: int) -> None:
         raise ConfigError(f"a batch of {batch_size} needs --max-num-seqs {batch_size}, which is {plan.max_num_seqs}.")
 
 
-def _prompts(engine: Engine, count: int, length: int, seed: int) -> list[list[int]]:
+def random_prompts(engine: Engine, count: int, length: int, seed: int) -> list[list[int]]:
     """Different for every seed, so that no run finds the last one's pages in the prefix cache."""
     vocab_size = engine.config.text.vocab_size
     return [random_prompt(length, vocab_size, seed=hash((seed, length, i))) for i in range(count)]
@@ -160,7 +162,7 @@ def _prompts(engine: Engine, count: int, length: int, seed: int) -> list[list[in
 
 def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) -> tuple[float, float]:
     """Tokens per second and per step, over the steps in which every sequence decodes and none has a prompt to read."""
-    prompts = _prompts(engine, batch_size, DECODE_PROMPT, seed)
+    prompts = random_prompts(engine, batch_size, DECODE_PROMPT, seed)
     started: set[str] = set()
     full: list[float] = []
     tokens = 0
@@ -172,7 +174,7 @@ def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) ->
             tokens += sum(len(output.tokens) for output in outputs)
         started.update(output.request_id for output in outputs)
 
-    _run(engine, prompts, new_tokens, watch)
+    run_prompts(engine, prompts, new_tokens, watch)
     if not full:
         raise ConfigError(
             f"no step decoded all {batch_size} sequences: raise --new-tokens, --max-num-batched-tokens or"
@@ -181,7 +183,7 @@ def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) ->
     return tokens / sum(full), tokens / len(full)
 
 
-def _run(
+def run_prompts(
     engine: Engine,
     prompts: list[list[int]],
     new_tokens: int,

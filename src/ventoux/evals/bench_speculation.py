@@ -1,0 +1,114 @@
+"""What speculation brings at a known acceptance: the draft model runs and costs what it costs, and its guesses are then
+replaced by the coming tokens, each with a given chance, or by wrong ones.
+
+So the speed-up of a pair can be told from the acceptance that it would have, before there is a trained draft; beside it
+stands the arithmetic limit: the tokens that a step brings, if guessing and verifying cost nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ventoux.engine.drafting import Drafter, Progress
+from ventoux.engine.engine import Engine
+from ventoux.engine.request import EngineOutput
+from ventoux.engine.speculation import Speculation
+from ventoux.errors import ConfigError
+from ventoux.evals.bench import DECODE_PROMPT, Tick, random_prompts, run_prompts, spread
+
+Tokens = dict[str, list[int]]
+
+
+class KnownAcceptance:
+    """`drafter`'s cost with other guesses: token by token the coming one with the chance `acceptance`."""
+
+    def __init__(self, drafter: Drafter, coming: Tokens, acceptance: float, vocab_size: int):
+        self.drafter, self.coming, self.acceptance = drafter, coming, acceptance
+        self.vocab_size, self.rng = vocab_size, random.Random(0)
+
+    def propose(self, progress: list[Progress]) -> list[list[int]]:
+        self.drafter.propose(progress)
+        return [self._guess(p) for p in progress]
+
+    def _guess(self, p: Progress) -> list[int]:
+        done = p.sequence.num_generated
+        coming = self.coming[p.sequence.request.request_id][done : done + p.wanted]
+        return [t if self.rng.random() < self.acceptance else (t + 1) % self.vocab_size for t in coming]
+
+
+def speculation(
+    engine: Engine,
+    *,
+    acceptances: Sequence[float],
+    batch_sizes: Sequence[int],
+    new_tokens: int,
+    repeats: int,
+    tick: Tick = lambda: None,
+) -> list[dict[str, Any]]:
+    """Decode tokens per second without guesses and with as many as the plan allows, per batch size and acceptance.
+
+    Args:
+        tick: Called after every run; there are len(batch_sizes) * repeats * (1 + len(acceptances)) of them.
+
+    Raises:
+        ConfigError: the engine was built without a draft.
+    """
+    own = engine.speculation
+    if own is None:
+        raise ConfigError("this engine has no draft; name one with --speculative-config.")
+    most = engine.plan.num_speculative_tokens
+    rows = []
+    for batch_size in batch_sizes:
+        rates: dict[float | None, list[tuple[float, float]]] = {a: [] for a in (None, *acceptances)}
+        for repeat in range(repeats):
+            coming: Tokens = {}
+            for acceptance, measured in rates.items():
+                engine.speculation = None
+                if acceptance is not None:
+                    drafter = KnownAcceptance(own.drafter, coming, acceptance, engine.config.text.vocab_size)
+                    engine.speculation = Speculation(drafter, engine.scheduler, engine.plan)
+                    engine.speculation.pace.adaptive = False
+                measured.append(_rate(engine, batch_size, new_tokens, repeat, coming))
+                tick()
+        plain = spread([rate for rate, _ in rates[None]])
+        for acceptance in acceptances:
+            found = spread([rate for rate, _ in rates[acceptance]])
+            rows.append(
+                {
+                    "batch_size": batch_size,
+                    "acceptance": acceptance,
+                    "tokens_per_second": found,
+                    "without_guesses": plain,
+                    "speed_up": found["median"] / plain["median"],
+                    "tokens_per_step": spread([tokens for _, tokens in rates[acceptance]])["median"],
+                    "limit": sum(acceptance**i for i in range(most + 1)),
+                }
+            )
+    engine.speculation = own
+    return rows
+
+
+def _rate(engine: Engine, batch_size: int, new_tokens: int, seed: int, coming: Tokens) -> tuple[float, float]:
+    """Tokens per second, and per step and sequence, over the steps in which all sequences decode.
+
+    Fills `coming` with the answers.
+    """
+    started: set[str] = set()
+    seconds, tokens, steps = 0.0, 0, 0
+    answers: Tokens = {}
+
+    def watch(outputs: list[EngineOutput], took: float) -> None:
+        nonlocal seconds, tokens, steps
+        if len(started) == batch_size == len(outputs):
+            seconds, tokens, steps = seconds + took, tokens + sum(len(o.tokens) for o in outputs), steps + 1
+        for output in outputs:
+            answers.setdefault(output.request_id, []).extend(t.token_id for t in output.tokens)
+        started.update(output.request_id for output in outputs)
+
+    run_prompts(engine, random_prompts(engine, batch_size, DECODE_PROMPT, seed), new_tokens, watch)
+    coming.update(answers)
+    if not steps:
+        raise ConfigError("no step decoded all sequences: raise --new-tokens or --max-num-batched-tokens.")
+    return tokens / seconds, tokens / steps / batch_size

@@ -1,0 +1,145 @@
+"""Facts, choices and the machine -> an immutable plan: everything that is decided before the first weight is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from ventoux.config import EngineConfig, ModelConfig, Speculation, StoredWeights
+from ventoux.errors import ConfigError
+from ventoux.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Everything that is decided before the first weight is read. Printed at start, never changed."""
+
+    dtype: str
+    kv_cache_dtype: str
+    device: str
+    operators: str  # as asked for; once the engine is built, whose they are and for which instruction set
+    num_threads: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+    num_pages: int
+    speculation: str
+    num_speculative_tokens: int
+    adaptive_speculation: bool
+    draft_max_model_len: int
+    enable_prefix_caching: bool
+    image_cache_size: int
+    seed: int
+    weight_bytes: int
+    weight_formats: str
+    cache_bytes: int
+
+    def describe(self) -> str:
+        lines = [f"  {f.name:<24}{getattr(self, f.name)}" for f in fields(self)]
+        return "\n".join(["engine plan:", *lines])
+
+
+# A sequence holds at least one token of prompt and one of answer.
+_LOWEST = {"max_model_len": 2, "image_cache_size": 0} | dict.fromkeys(
+    ("max_num_seqs", "max_num_batched_tokens", "page_size", "kv_cache_memory", "tensor_parallel_size", "num_threads"), 1
+)
+BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4}
+# Up to this many parameters, a CPU without bf16 instructions computes in fp32: twice the bytes, but they are few.
+FP32_UP_TO_PARAMETERS = 500_000_000
+# The cache that a CPU gets unasked, unless one sequence needs more: memory there is shared with everything else.
+CPU_CACHE_BYTES = 4 * 2**30
+
+
+def resolve(
+    model: ModelConfig,
+    weights: StoredWeights,
+    engine: EngineConfig,
+    hardware: Hardware,
+    speculation: Speculation | None = None,
+) -> EnginePlan:
+    """Turns facts, choices and machine into the plan.
+
+    Raises:
+        ConfigError: a choice cannot be honoured on this machine, saying what to change.
+    """
+    if engine.device == "cuda" and not hardware.cuda_name:
+        raise ConfigError("--device cuda: no CUDA device was found here; leave the flag out to run on the CPU.")
+    for f in fields(engine):
+        value, allowed, lowest = getattr(engine, f.name), f.metadata.get("choices"), _LOWEST.get(f.name)
+        if lowest is not None and value is not None and value < lowest:
+            raise ConfigError(f"--{f.name.replace('_', '-')} must be at least {lowest}, got {value}.")
+        if allowed and value not in allowed:
+            raise ConfigError(f"--{f.name.replace('_', '-')} must be one of {', '.join(allowed)}, got {value!r}.")
+    if not 0 < engine.memory_utilization <= 1:
+        raise ConfigError(f"--memory-utilization must be in (0, 1], got {engine.memory_utilization}.")
+
+    device = "cuda" if engine.device == "cuda" or (engine.device == "auto" and hardware.cuda_name) else "cpu"
+    available = hardware.cuda_available_bytes if device == "cuda" else hardware.available_bytes
+    if device == "cuda" and engine.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size {engine.tensor_parallel_size}: one GPU per replica is all that is built so far;"
+            " leave the flag out."
+        )
+    dtype = engine.dtype
+    if dtype == "auto":
+        small = weights.dense_parameters + weights.quantized_parameters <= FP32_UP_TO_PARAMETERS
+        dtype = "float32" if device == "cpu" and small and not hardware.has_fast_bf16 else "bfloat16"
+    kv_dtype = dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+
+    speculation = speculation or Speculation()
+    draft = speculation.draft_weights
+    dense_parameters = weights.dense_parameters + draft.dense_parameters
+    weight_bytes = dense_parameters * BYTES_PER_VALUE[dtype] + weights.quantized_bytes + draft.quantized_bytes
+    budget = int(available * engine.memory_utilization) - weight_bytes
+    text = model.text
+    cached_values = text.cached_values + speculation.draft_cached_values
+    page_bytes = cached_values * BYTES_PER_VALUE[kv_dtype] * engine.page_size
+    longest = engine.max_model_len or text.max_position_embeddings
+    if longest > text.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {longest} is more than the model's {text.max_position_embeddings} positions."
+        )
+    if engine.kv_cache_memory is not None:
+        budget = engine.kv_cache_memory
+    elif device == "cpu":
+        budget = min(budget, max(CPU_CACHE_BYTES, math.ceil(longest / engine.page_size) * page_bytes))
+    useful = engine.max_num_seqs * math.ceil(longest / engine.page_size)
+    num_pages = min(budget // page_bytes, useful)
+    if engine.max_model_len is None:
+        longest = min(longest, max(num_pages, 0) * engine.page_size)
+    needed = math.ceil(longest / engine.page_size)
+    if num_pages < max(needed, 1):
+        have = "nothing" if budget <= 0 else f"{budget / 2**30:.2f} GiB"
+        wanted = f"one sequence of {longest} tokens needs {needed * page_bytes / 2**30:.2f} GiB" if longest else ""
+        raise ConfigError(
+            f"Not enough memory: {available / 2**30:.1f} GiB are free, the weights take"
+            f" {weight_bytes / 2**30:.1f} GiB, which leaves {have} for the cache{'; ' + wanted if wanted else ''}."
+            " Lower --max-model-len, raise --memory-utilization, or use a machine with more memory."
+        )
+    if device == "cpu" and weight_bytes + num_pages * page_bytes > hardware.memory_bytes:
+        # Only an explicit cache size gets here: the share of memory above has room for the weights.
+        wanted = f"{(weight_bytes + num_pages * page_bytes) / 2**30:.1f} GiB"
+        raise ConfigError(f"--kv-cache-memory: weights and cache take {wanted}, more than this machine's memory.")
+    return EnginePlan(
+        dtype=dtype,
+        kv_cache_dtype=kv_dtype,
+        device=device,
+        operators=engine.operators,
+        num_threads=engine.num_threads or hardware.num_cores,
+        max_model_len=longest,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        page_size=engine.page_size,
+        num_pages=num_pages,
+        speculation=speculation.method,
+        num_speculative_tokens=speculation.num_tokens,
+        adaptive_speculation=speculation.adaptive,
+        draft_max_model_len=min(speculation.draft_max_model_len or longest, longest),
+        enable_prefix_caching=engine.enable_prefix_caching,
+        image_cache_size=engine.image_cache_size,
+        seed=engine.seed,
+        weight_bytes=weight_bytes,
+        weight_formats=f"{weights.formats}, the rest {dtype}" if weights.formats else dtype,
+        cache_bytes=num_pages * page_bytes,
+    )
