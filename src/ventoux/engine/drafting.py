@@ -160,8 +160,12 @@ class _Behind:
         return self.start + sum(map(len, self.rows))
 
     def forget(self, most: int) -> None:
-        while self.rows and self.stop - self.start - len(self.rows[0]) >= most:
-            self.start += len(self.rows.pop(0))
+        """Keeps the last `most` rows."""
+        while (excess := self.stop - self.start - most) > 0:
+            first = self.rows.pop(0)
+            if len(first) > excess:
+                self.rows.insert(0, first[excess:].clone())  # a view would keep all of a prompt
+            self.start += min(excess, len(first))
 
     def span(self, sequence: Sequence) -> Span:
         """With the tokens one position further on; the last of them was just sampled."""

@@ -1,0 +1,176 @@
+"""How much is guessed, and by whom: the pace follows what guesses bring, drafters see every position once."""
+
+import pytest
+import torch
+
+from tests.engines import generate, prompt, request, run, tiny_engine
+from tests.tiny import tiny_draft, tiny_draft_config
+from ventoux.config import Speculation, StoredWeights
+from ventoux.engine.drafting import ROWS_BEHIND, EagleDrafter, NgramDrafter, Progress
+from ventoux.engine.speculation import Pace
+
+EAGLE = Speculation("eagle", 3, StoredWeights(0), tiny_draft_config().text.cached_values, adaptive=False)
+
+
+def seconds_of(pace, seconds, tokens, steps=1000, sequences=1):
+    """Plays `steps` steps of the given costs and yields by number of guesses; counts how often each was chosen."""
+    chosen = [0] * (pace.most + 1)
+    guesses = pace.most
+    for _ in range(steps):
+        pace.note(sequences, guesses, tokens[guesses], seconds[guesses])
+        guesses = pace.choose(sequences)
+        chosen[guesses] += 1
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("tokens", "best"),
+    [([1, 1, 1, 1], 0), ([1, 1.9, 2.7, 3.4], 3), ([1, 1.8, 1.85, 1.87], 1)],
+    ids=["never true", "mostly true", "only the first"],
+)
+def test_the_pace_finds_what_pays(tokens, best):
+    """Each guess costs a tenth of a step."""
+    chosen = seconds_of(Pace(3), [1.0, 1.1, 1.2, 1.3], tokens)
+    assert chosen.index(max(chosen)) == best and max(chosen) > 940
+
+
+def test_guesses_that_never_come_true_cost_less_than_three_percent():
+    """Against none at all, once each number was tried: two steps of 64, even where three guesses double a step."""
+    pace, seconds = Pace(3), [1.0, 1.33, 1.66, 2.0]
+    seconds_of(pace, seconds, [1, 1, 1, 1], steps=100)
+    chosen = seconds_of(pace, seconds, [1, 1, 1, 1], steps=6400)
+    spent = sum(n * s for n, s in zip(chosen, seconds, strict=True))
+    assert spent < 1.03 * sum(chosen)
+
+
+def test_the_pace_is_one_for_few_and_another_for_many():
+    pace = Pace(3)
+    for _ in range(3):
+        few = seconds_of(pace, [1.0, 1.0, 1.0, 1.0], [1, 2, 3, 4], steps=300, sequences=1)
+        many = seconds_of(pace, [1.0, 2.0, 3.0, 4.0], [32, 40, 48, 56], steps=300, sequences=32)
+    assert few[3] > 250 and many[0] > 250
+
+
+def test_not_adaptive_is_always_the_most():
+    assert [Pace(3, adaptive=False).choose(n) for n in (1, 64, 2)] == [3, 3, 3]
+
+
+def continuation(token_ids, wanted=3, **options):
+    class Known:
+        def __init__(self):
+            self.token_ids = token_ids
+
+    return NgramDrafter(**options).propose([Progress(Known(), 0, torch.zeros(1, 1), wanted)])[0]
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "guess"),
+    [
+        ([1, 2, 3, 4, 9, 1, 2, 3, 4], [9, 1, 2]),
+        ([7, 1, 2, 8, 8, 9, 1, 2, 6, 1, 2], [6, 1, 2]),  # the last place where they stood
+        ([5, 1, 2, 3, 6, 0, 2, 3, 7, 1, 2, 3], [6, 0, 2]),  # three tokens tell more than two
+        ([1, 2, 3, 4], []),
+        ([1], []),
+        ([4, 4, 4, 4], [4]),
+        ([256, 1, 0, 2, 1, 256], []),  # the bytes of 1, 256 stand across other tokens
+    ],
+)
+def test_prompt_lookup(token_ids, guess):
+    assert continuation(token_ids) == guess
+
+
+def test_prompt_lookup_sees_no_further_than_its_window_and_takes_no_more_than_wanted():
+    ids = [1, 2, 3, *range(10, 30), 1, 2]
+    assert continuation(ids) == [3, 10, 11] and continuation(ids, wanted=1) == [3] and continuation(ids, wanted=0) == []
+    assert continuation(ids, window=20) == []
+
+
+def test_prompt_lookup_follows_a_growing_sequence():
+    class Known:
+        token_ids = (1, 2, 3)
+
+    drafter, sequence = NgramDrafter(), Known()
+    progress = [Progress(sequence, 0, torch.zeros(1, 1), 2)]
+    sequence.token_ids = [1, 2, 3]
+    assert drafter.propose(progress) == [[]]
+    sequence.token_ids = [1, 2, 3, 1, 2]
+    assert drafter.propose(progress) == [[3, 1]]
+
+
+class Watched(EagleDrafter):
+    """Remembers its proposals by how many tokens were known."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.proposals = {}
+
+    def propose(self, progress):
+        found = super().propose(progress)
+        for p, ids in zip(progress, found, strict=True):
+            self.proposals[p.sequence.request.request_id, len(p.sequence.token_ids)] = ids
+        return found
+
+
+def watched(choose, **choices):
+    """The proposals of a draft for three prompts, with `choose(step)` guesses."""
+    engine = tiny_engine(
+        1024,
+        make_drafter=lambda runner, plan: Watched(tiny_draft(tiny_draft_config()), runner, plan),
+        speculation=EAGLE,
+        enable_prefix_caching=False,
+        **choices,
+    )
+    steps = iter(range(10**6))
+    engine.speculation.pace.choose = lambda num_sequences: choose(next(steps))
+    asked = [request(prompt(9 + 40 * i, seed=i), f"r{i}", max_tokens=ROWS_BEHIND + 12) for i in range(3)]
+    run(engine, asked)
+    return engine.speculation.drafter.proposals
+
+
+def test_a_draft_catches_up_on_what_it_has_not_seen():
+    """Nine steps without guesses, then one with: the same as if it had looked at every step; in chunks as well."""
+    always = watched(lambda step: 3)
+    now_and_then = watched(lambda step: 3 if step % 10 == 9 else 0)
+    chunked = watched(lambda step: 3 if step % 10 == 9 else 0, max_num_batched_tokens=16)
+    for found in (now_and_then, chunked):
+        guessed = {key: ids for key, ids in found.items() if ids}
+        assert len(guessed) > 15
+        assert all(always[key] == ids for key, ids in guessed.items() if key in always)
+        assert sum(key in always for key in guessed) > 10
+
+
+def test_states_that_nobody_asks_for_are_forgotten():
+    """An hour of answers without guesses must not keep the states of all of it."""
+    rows = []
+
+    class Counting(EagleDrafter):
+        def propose(self, progress):
+            found = super().propose(progress)
+            rows.extend(b.stop - b.start for b in self._behind.values())
+            return found
+
+    engine = tiny_engine(
+        1024,
+        make_drafter=lambda runner, plan: Counting(tiny_draft(tiny_draft_config()), runner, plan),
+        speculation=EAGLE,
+    )
+    engine.speculation.pace.choose = lambda num_sequences: 0
+    run(engine, [request(prompt(9), max_tokens=ROWS_BEHIND + 60)])
+    assert max(rows) == ROWS_BEHIND and len(rows) > ROWS_BEHIND + 40
+    assert not engine.speculation.drafter._behind, "ended sequences leave nothing"
+
+
+@pytest.mark.parametrize(("max_tokens", "max_model_len"), [(1, 160), (2, 160), (9, 160), (100, 24)])
+def test_no_guess_beyond_the_end(max_tokens, max_model_len):
+    """Neither the positions of the context nor the tokens of the answer are exceeded, and none is missing."""
+
+    class Right:
+        def propose(self, progress):
+            assert all(p.wanted <= 3 for p in progress)
+            assert all(len(p.sequence.token_ids) + p.wanted < max_model_len for p in progress if p.wanted)
+            return [known[p.sequence.num_generated :][: p.wanted] for p in progress]
+
+    asked = request(prompt(10), max_tokens=max_tokens)
+    (known,) = generate(tiny_engine(max_model_len=max_model_len), asked)
+    engine = tiny_engine(make_drafter=lambda runner, plan: Right(), speculation=EAGLE, max_model_len=max_model_len)
+    assert generate(engine, asked) == [known] and len(known) == min(max_tokens, max_model_len - 10)
