@@ -120,10 +120,10 @@ class EagleDrafter:
         if behind.stop > self.plan.draft_max_model_len:
             del self._behind[p.sequence]
             return False
-        in_prompt = behind.stop < p.sequence.num_prompt
-        if not in_prompt and not p.wanted:
-            behind.forget(ROWS_BEHIND)
-        return bool(p.wanted) or (in_prompt and behind.stop - behind.start >= ROWS_BEHIND)
+        if p.wanted or (behind.start < p.sequence.num_prompt and behind.stop - behind.start >= ROWS_BEHIND):
+            return True
+        behind.forget(ROWS_BEHIND)
+        return False
 
     def _continue(self, spans: list[Span], states_ND: Tensor, wanted: list[int]) -> list[list[int]]:
         """Chains of `wanted` tokens each, from the draft's states at the ends of `spans`."""
