@@ -60,6 +60,6 @@ def losses(start, steps: int = 100) -> list[float]:
 
 
 if __name__ == "__main__":
-    for name, start in (("plain", plain), ("induction head", initialise)):
+    for name, start in (("plain", plain), ("induction circuit", initialise)):
         curve = losses(start)
-        print(f"{name:<16}" + "  ".join(f"step {n}: {curve[n - 1]:.2f}" for n in (1, 20, 60, 100)), flush=True)
+        print(f"{name:<19}" + "  ".join(f"step {n}: {curve[n - 1]:.2f}" for n in (1, 20, 60, 100)), flush=True)

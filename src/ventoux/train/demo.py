@@ -37,8 +37,8 @@ NUM_CHARACTERS = 96  # nothing, and printable ASCII
 class TrainConfig:
     """`steps` in all, of which the last `decay_steps` bring the rate to zero."""
 
-    steps: int = 3600
-    decay_steps: int = 1100
+    steps: int = 5200
+    decay_steps: int = 3500
     warmup_steps: int = 100
     tokens_per_step: int = 3072
     drawings_per_step: int = 6  # images of random text, for the reading loss alone
