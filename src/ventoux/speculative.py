@@ -57,7 +57,7 @@ def parse_speculative(given: str | dict[str, Any] | None) -> SpeculativeConfig:
     problems += [f"unknown key {key!r}" for key in values if key not in known]
     if values.get("method", "none") not in (*get_args(Method), None):
         problems.append(f"method must be one of {', '.join(get_args(Method))}, got {values['method']!r}")
-    if not isinstance(values.get("model", ""), str):
+    if not isinstance(values.get("model"), str | None):
         problems.append(f"model must be a folder or a Hub id, got {values['model']!r}")
     if not isinstance(values.get("adaptive", True), bool):
         problems.append(f"adaptive must be true or false, got {values['adaptive']!r}")

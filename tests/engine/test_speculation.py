@@ -1,13 +1,15 @@
 """How much is guessed, and by whom: the pace follows what guesses bring, drafters see every position once."""
 
+import numpy as np
 import pytest
 import torch
 
-from tests.engines import generate, prompt, request, run, tiny_engine
-from tests.tiny import tiny_draft, tiny_draft_config
+from tests.engines import generate, image, image_tokens, prompt, request, run, tiny_engine
+from tests.tiny import tiny_draft, tiny_draft_config, tiny_model
 from ventoux.config import Speculation, StoredWeights
 from ventoux.engine.drafting import ROWS_BEHIND, EagleDrafter, NgramDrafter, Progress
 from ventoux.engine.speculation import Pace
+from ventoux.model.decoder import ForwardInputs
 
 EAGLE = Speculation("eagle", 3, StoredWeights(0), tiny_draft_config().text.cached_values, adaptive=False)
 
@@ -174,3 +176,105 @@ def test_no_guess_beyond_the_end(max_tokens, max_model_len):
     (known,) = generate(tiny_engine(max_model_len=max_model_len), asked)
     engine = tiny_engine(make_drafter=lambda runner, plan: Right(), speculation=EAGLE, max_model_len=max_model_len)
     assert generate(engine, asked) == [known] and len(known) == min(max_tokens, max_model_len - 10)
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"num_pages": 30, "max_model_len": 90}, {"max_num_batched_tokens": 7}], ids=str
+)
+def test_guesses_are_those_of_the_draft_without_a_cache(choices):
+    """All of it written out: true states everywhere, tokens and images one ahead, then the draft's own states."""
+    model, draft = tiny_model(), tiny_draft(tiny_draft_config())
+    picture = image(2, 3, seed=1)
+    asked = [
+        request([*prompt(9, 1), *image_tokens(2, 3), *prompt(5, 2)], "image", images=[picture], max_tokens=20),
+        *(request(prompt(20 + i, seed=i), f"r{i}", max_tokens=25) for i in range(3)),
+    ]
+
+    def by_hand(ids, pixels, count):
+        guessed, own = [], []
+        while len(guessed) < count:
+            tokens = [*ids, *guessed]
+            rows = {}
+            if pixels is not None:
+                at = torch.tensor([i for i, t in enumerate(tokens) if t == 10])
+                rows = {"image_idx_M": at, "image_rows_MD": model.encode_images([pixels])[0]}
+            inputs = ForwardInputs(torch.tensor(tokens), torch.arange(len(tokens)), (len(tokens),), **rows)
+            embeds = model.language_model.embed(inputs)[1:]
+            hidden = torch.cat([model(inputs)[: len(ids) - 1], *own])
+            slots = ForwardInputs(torch.tensor(tokens[1:]), torch.arange(len(tokens) - 1), (len(tokens) - 1,))
+            state = draft(embeds, hidden, slots)[-1:]
+            own.append(state)
+            guessed.append(int(model.logits(state).argmax()))
+        return guessed
+
+    seen = []
+
+    class Remembering(EagleDrafter):
+        def propose(self, progress):
+            found = super().propose(progress)
+            seen.extend(
+                (p.sequence.request, list(p.sequence.token_ids), g) for p, g in zip(progress, found, strict=True)
+            )
+            return found
+
+    engine = tiny_engine(
+        **{"num_pages": 512, **choices},
+        model=model,
+        make_drafter=lambda runner, plan: Remembering(draft, runner, plan),
+        speculation=EAGLE,
+        enable_prefix_caching=False,
+    )
+    run(engine, asked)
+    assert (engine.scheduler.num_preemptions > 0) == ("num_pages" in choices)
+    guesses = [(r, ids, g) for r, ids, g in seen if len(g) == 3]
+    pixels = torch.tensor(np.frombuffer(picture.pixels, "<f4").reshape(3, picture.height, picture.width).copy())
+    assert len(guesses) > 20 and any(r.images for r, _, _ in guesses)
+    with torch.inference_mode():
+        right = [g == by_hand(ids, pixels if r.images else None, 3) for r, ids, g in guesses[::3]]
+    assert sum(right) >= 0.95 * len(right), "near ties apart, all of them"
+
+
+def test_no_prompt_waits_for_guesses():
+    """Four decodes with three guesses each would fill a budget of 16: a prompt of 40 tokens takes three more steps."""
+
+    class Wrong:
+        def propose(self, progress):
+            return [[1000] * p.wanted for p in progress]
+
+    engine = tiny_engine(1024, make_drafter=lambda r, p: Wrong(), speculation=EAGLE, max_num_batched_tokens=16)
+    for i in range(4):
+        engine.add(request(prompt(4, i), f"r{i}", max_tokens=60))
+    for _ in range(6):
+        engine.step()
+    engine.add(request(prompt(40, 9), "late", max_tokens=2))
+    steps = 0
+    while not any(o.request_id == "late" and o.tokens for o in engine.step()):
+        steps += 1
+    assert steps <= 4
+
+
+@pytest.mark.parametrize("bad", [[1000] * 40, [None] * 3, [5000] * 3, [-1] * 3], ids=["many", "none", "high", "low"])
+def test_a_drafter_that_proposes_nonsense_costs_only_its_guesses(bad):
+    class Nonsense:
+        def propose(self, progress):
+            return [bad for _ in progress]
+
+    asked = request(prompt(10), max_tokens=12)
+    engine = tiny_engine(make_drafter=lambda runner, plan: Nonsense(), speculation=EAGLE)
+    assert generate(engine, asked) == generate(tiny_engine(), asked)
+
+
+def test_a_guess_that_the_model_cannot_compute_ends_nobody():
+    """The embedding of a token that is never sampled is broken: its row of the batch is NaN, and must not spread."""
+    asked = [request(prompt(10 + i, seed=i), f"r{i}", max_tokens=12) for i in range(3)]
+    want = generate(tiny_engine(), *asked)
+    broken = next(t for t in range(1000, 1317) if all(t not in ids for ids in want))
+    model = tiny_model()
+    model.language_model.embed_tokens.weight[broken] = float("nan")
+
+    class Poison:
+        def propose(self, progress):
+            return [[broken] * p.wanted for p in progress]
+
+    engine = tiny_engine(model=model, make_drafter=lambda runner, plan: Poison(), speculation=EAGLE)
+    assert generate(engine, *asked) == want

@@ -90,11 +90,11 @@ def _train_draft(args: argparse.Namespace) -> None:
     from ventoux.train.record import FILE_SIZE, record
 
     config = _config(DraftTrainConfig, args)
-    if args.num_prompts < 2 * FILE_SIZE:
-        raise ConfigError(f"--num-prompts must be at least {2 * FILE_SIZE}: one file to learn from, one held out.")
     folder = resolve_model(args.model)
     tokenizer = Tokenizer.from_file(folder)
     requests = _requests(tokenizer, args)
+    if len(requests) <= FILE_SIZE:
+        raise ConfigError(f"{len(requests)} prompts are too few: the last of each {FILE_SIZE} are held out.")
     choices = EngineConfig(enable_prefix_caching=False, max_num_seqs=FILE_SIZE, speculative_config='{"method": "none"}')
     with loading_bar("loading weights") as progress:
         engine = build_engine(folder, choices, progress).engine
@@ -128,6 +128,8 @@ def _requests(tokenizer: Tokenizer, args: argparse.Namespace) -> list[Request]:
             prompt = tokenizer.encode_chat(cast(list[dict[str, Any]], ids), **item.options)
             ids, images = prompt.token_ids, prompt.images
         ids = cast(list[int], ids)
+        if item.params.n != 1:
+            raise ConfigError(f"--data {args.data}: n must be 1.")
         requests.append(Request(request_id=f"r{i}", prompt_token_ids=ids, params=item.params, images=images))
     return requests
 

@@ -79,13 +79,14 @@ class EagleDrafter:
 
     Its latents lie in the same pages as the target's: page p of both caches holds the same positions, so sharing,
     preemption and prefix hits need no books of their own. The last slot of a shared page knows the token after the
-    page, which may be another one for the next sequence: that can spoil a guess, and nothing else.
+    page, which may be another one for the next sequence, and what was forgotten while nobody wanted guesses was never
+    written: that can spoil guesses, and nothing else.
     """
 
     def __init__(self, draft: Draft, runner: Runner, plan: EnginePlan):
         self.draft, self.runner, self.plan = draft, runner, plan
         self.cache = make_latent_cache(
-            draft.config, plan.num_pages, plan.page_size, DTYPES[plan.kv_cache_dtype], plan.device
+            draft.config, plan.num_pages, plan.page_size, DTYPES[plan.kv_cache_dtype], plan.device, zeroed=True
         )
         self._behind: WeakKeyDictionary[Sequence, _Behind] = WeakKeyDictionary()
 
@@ -122,6 +123,7 @@ class EagleDrafter:
             return False
         if p.wanted or (behind.start < p.sequence.num_prompt and behind.stop - behind.start >= ROWS_BEHIND):
             return True
+        behind.rows[-1] = p.hidden_KD.clone()  # a view would keep the states of the whole step
         behind.forget(ROWS_BEHIND)
         return False
 
@@ -164,7 +166,7 @@ class _Behind:
         while (excess := self.stop - self.start - most) > 0:
             first = self.rows.pop(0)
             if len(first) > excess:
-                self.rows.insert(0, first[excess:].clone())  # a view would keep all of a prompt
+                self.rows.insert(0, first[excess:].clone())
             self.start += min(excess, len(first))
 
     def span(self, sequence: Sequence) -> Span:

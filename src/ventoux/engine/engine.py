@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -60,7 +61,9 @@ class Engine:
             self.pool,
         )
         drafter = None if make_drafter is None else make_drafter(self.runner)
-        self.speculation = None if drafter is None else Speculation(drafter, self.scheduler, plan)
+        self.speculation = (
+            None if drafter is None else Speculation(drafter, self.scheduler, plan, self.config.text.vocab_size)
+        )
         self.sequences: dict[tuple[str, int], Sequence] = {}
         # The other answers to a request with n > 1 wait until the first has computed the prompt that they share.
         self.siblings: dict[str, list[Sequence]] = {}
@@ -201,6 +204,8 @@ class Engine:
             hidden_TD = self.runner.forward(chunks)
             return list(zip(chunks, hidden_TD.split([c.length for c in chunks]), strict=True))
         except Exception as error:
+            if len(chunks) == 1 and chunks[0].draft_ids:
+                return self._forward([replace(chunks[0], draft_ids=())], outputs)
             if len(chunks) == 1:
                 outputs.append(self._fail(chunks[0].sequence, error))
                 return []
@@ -230,6 +235,10 @@ class Engine:
         tokens are those of one step after the other, whatever was guessed.
         """
         sequence, known = chunk.sequence, chunk.num_known
+        if chunk.draft_ids and not torch.isfinite(hidden_TD[:known]).all():
+            # Rows of wrong guesses may have done that: 0 x NaN is NaN, in masked attention too.
+            chunk, logits_KV = replace(chunk, draft_ids=()), None
+            hidden_TD = self.runner.forward([chunk])
         self._settle(sequence, hidden_TD[:known])
         self._stats.prompt_tokens += max(min(chunk.start + known, sequence.num_prompt) - chunk.start, 0)
         score_prompt(chunk, hidden_TD, self.runner.logits)
@@ -247,9 +256,10 @@ class Engine:
         for logits_V, guess in zip(logits_KV, [*chunk.draft_ids, None], strict=True):
             if (ended := self._next_token(sequence, logits_V, guess, tokens)) is not None:
                 return ended
-            if not tokens[-1].drafted:
-                break
-            self._settle(sequence, hidden_TD[known + len(tokens) - 1 : known + len(tokens)])
+            state_1D = hidden_TD[known + len(tokens) - 1 : known + len(tokens)]
+            if not tokens[-1].drafted or not torch.isfinite(state_1D).all():
+                break  # what is not finite here is computed again, alone
+            self._settle(sequence, state_1D)
         return self._output(sequence, tokens=tokens)
 
     def _settle(self, sequence: Sequence, hidden_KD: torch.Tensor) -> None:

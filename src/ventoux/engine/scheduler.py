@@ -1,14 +1,14 @@
 """Who computes how many tokens in the next step: budget, chunks, admission, prefix reuse, preemption. No torch.
 
-The order is decided by arrival alone. Decodes go first (one token each, and guesses at the next ones as far as there is
-room), then chunks of prompts, then new sequences.
+The order is decided by arrival alone. Decodes go first (one token each), then chunks of prompts, then new sequences;
+what is left of the budget goes to guesses at the decodes' next tokens.
 When pages run out, the youngest running sequence gives its pages back and is recomputed later; its tokens stay.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ventoux.cache.pages import PagePool
 from ventoux.engine.sequence import Sequence
@@ -81,22 +81,18 @@ class Scheduler:
         preempted_before = self.num_preemptions
         decodes = [s for s in self.running if s.num_wanted == 1]
         prefills = [s for s in self.running if s.num_wanted > 1]
-        spare = budget - len(decodes)
         for sequence in decodes + prefills:
             # An earlier sequence of this loop may have preempted this one.
             if budget == 0 or sequence not in self.running:
                 continue
             length = min(sequence.num_wanted, budget)
             if self._make_room(sequence, sequence.num_computed + length, chunks):
-                # Guesses take no page that they were not promised, and no token from another decode.
-                drafts = tuple(sequence.draft_ids[: max(spare, 0)])
-                spare -= len(drafts)
-                chunks.append(Chunk(sequence, sequence.num_computed, length, drafts))
-                budget -= chunks[-1].length
+                chunks.append(Chunk(sequence, sequence.num_computed, length))
+                budget -= length
         # Who was preempted just now would take back at once the pages that were freed by it.
         if self.num_preemptions == preempted_before:
             self._admit(budget, chunks)
-        return chunks
+        return self._with_guesses(chunks)
 
     def commit(self, sequence: Sequence, count: int) -> None:
         """Notes that the next `count` tokens' latents are written; full pages can be found by others from now on."""
@@ -113,6 +109,16 @@ class Scheduler:
     def reserve(self, sequence: Sequence, num_tokens: int) -> bool:
         """Gives a running sequence the pages of its first `num_tokens`, if they can be had without taking any away."""
         return self._grow(sequence, num_tokens)
+
+    def _with_guesses(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Guesses get what is left of the budget: no prompt waits for them. Their pages were reserved."""
+        left = self.config.max_num_batched_tokens - sum(chunk.num_known for chunk in chunks)
+        for i, chunk in enumerate(chunks):
+            draft_ids = tuple(chunk.sequence.draft_ids[:left])
+            if draft_ids:
+                chunks[i] = replace(chunk, draft_ids=draft_ids)
+                left -= len(draft_ids)
+        return chunks
 
     def _admit(self, budget: int, chunks: list[Chunk]) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:

@@ -20,7 +20,7 @@ from ventoux.engine.sequence import Sequence
 from ventoux.plan import EnginePlan
 
 logger = logging.getLogger(__name__)
-# Two of 64 steps are spent on another number of guesses: at worst they take twice as long, which is 3 %.
+# Two of 64 steps are spent on another number of guesses: where those take twice as long, that is 3 %.
 TRY_EVERY = 64
 TRY_STEPS = 2
 SMOOTHING = 0.2
@@ -34,7 +34,7 @@ class Pace:
         self._counts: Counter[tuple[int, int]] = Counter()
         self._steps = 0
         self._trying = most
-        self._previous: tuple[int, int] | None = None
+        self._previous: dict[int, int] = {}  # guesses of the last step with as many sequences
 
     def choose(self, num_sequences: int) -> int:
         """Guesses per sequence for the next step."""
@@ -49,12 +49,13 @@ class Pace:
 
     def note(self, num_sequences: int, guesses: int, num_tokens: int, seconds: float) -> None:
         """What a step of answers alone brought, guesses for the next one included."""
-        key = (num_sequences.bit_length(), guesses)
-        if key == self._previous and seconds > 0:
+        bucket = num_sequences.bit_length()
+        key = (bucket, guesses)
+        if self._previous.get(bucket) == guesses and seconds > 0:
             rate, weight = num_tokens / seconds, max(SMOOTHING, 1 / (1 + self._counts[key]))
             self._rates[key] = self._rates.get(key, 0.0) * (1 - weight) + rate * weight
             self._counts[key] += 1
-        self._previous = key
+        self._previous[bucket] = guesses
 
     def _best(self, bucket: int) -> int:
         """The fastest, once each was seen a few times, from the most down."""
@@ -67,8 +68,9 @@ class Pace:
 class Speculation:
     """Asks the drafter after every step, for as many tokens as there is use and room for."""
 
-    def __init__(self, drafter: Drafter, scheduler: Scheduler, plan: EnginePlan):
+    def __init__(self, drafter: Drafter, scheduler: Scheduler, plan: EnginePlan, vocab_size: int):
         self.drafter, self.scheduler, self.plan = drafter, scheduler, plan
+        self.vocab_size = vocab_size
         self.pace = Pace(plan.num_speculative_tokens, plan.adaptive_speculation)
 
     def guess(self, computed: list[tuple[Chunk, torch.Tensor]], began: float) -> None:
@@ -86,8 +88,11 @@ class Speculation:
             for c, hidden_TD in going_on
         ]
         try:
-            for p, token_ids in zip(progress, self.drafter.propose(progress), strict=True):
-                p.sequence.draft_ids = token_ids
+            proposals = self.drafter.propose(progress)
+            if not all(0 <= token_id < self.vocab_size for token_ids in proposals for token_id in token_ids):
+                raise ValueError("the drafter proposed what is no token")
+            for p, token_ids in zip(progress, proposals, strict=True):
+                p.sequence.draft_ids = token_ids[: p.wanted]
         except Exception:
             logger.exception("drafting failed; the next step has no guesses")
         if answering and all(chunk.num_known == 1 for chunk, _ in computed):

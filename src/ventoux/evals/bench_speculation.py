@@ -67,8 +67,8 @@ def speculation(
             for acceptance, measured in rates.items():
                 engine.speculation = None
                 if acceptance is not None:
-                    drafter = KnownAcceptance(own.drafter, coming, acceptance, engine.config.text.vocab_size)
-                    engine.speculation = Speculation(drafter, engine.scheduler, engine.plan)
+                    drafter = KnownAcceptance(own.drafter, coming, acceptance, own.vocab_size)
+                    engine.speculation = Speculation(drafter, engine.scheduler, engine.plan, own.vocab_size)
                     engine.speculation.pace.adaptive = False
                 measured.append(_rate(engine, batch_size, new_tokens, repeat, coming))
                 tick()

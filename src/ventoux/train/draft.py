@@ -30,13 +30,13 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class DraftTrainConfig:
-    steps: int = 1500
-    decay_steps: int = 1000
+    steps: int = 900
+    decay_steps: int = 650
     warmup_steps: int = 50
     tokens_per_step: int = 4096
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    regression: float = 1.0  # weight of the smooth L1 loss against the model's next hidden state
+    regression: float = 0.1  # weight of the smooth L1 loss against the model's next hidden state
     own_states: float = 0.4  # share of the hidden states that are the draft's own
     num_threads: int = 2
     judge_every: int = 250

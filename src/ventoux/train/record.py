@@ -62,6 +62,7 @@ def record(engine: Engine, requests: Sequence[Request], folder: Path) -> Iterato
         EngineError: a request failed.
     """
     assert not engine.plan.enable_prefix_caching
+    assert all(request.params.n == 1 for request in requests)
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(requests), FILE_SIZE):
         path = folder / f"recordings-{start // FILE_SIZE:05d}.safetensors"
@@ -75,7 +76,7 @@ def record(engine: Engine, requests: Sequence[Request], folder: Path) -> Iterato
 
 def _answer(engine: Engine, requests: Sequence[Request]) -> list[Recording]:
     recorder = _Recorder()
-    engine.speculation = Speculation(recorder, engine.scheduler, engine.plan)
+    engine.speculation = Speculation(recorder, engine.scheduler, engine.plan, engine.config.text.vocab_size)
     for request in requests:
         engine.add(request)
     recordings = []
