@@ -204,10 +204,11 @@ class Engine:
             hidden_TD = self.runner.forward(chunks)
             return list(zip(chunks, hidden_TD.split([c.length for c in chunks]), strict=True))
         except Exception as error:
-            if len(chunks) == 1 and chunks[0].draft_ids:
-                return self._forward([replace(chunks[0], draft_ids=())], outputs)
             if len(chunks) == 1:
-                outputs.append(self._fail(chunks[0].sequence, error))
+                (chunk,) = chunks
+                if chunk.draft_ids:
+                    return self._forward([replace(chunk, draft_ids=())], outputs)
+                outputs.append(self._fail(chunk.sequence, error))
                 return []
             logger.warning("a batch of %d failed (%s); trying its requests one by one", len(chunks), error)
         return [pair for chunk in chunks for pair in self._forward([chunk], outputs)]
@@ -235,11 +236,16 @@ class Engine:
         tokens are those of one step after the other, whatever was guessed.
         """
         sequence, known = chunk.sequence, chunk.num_known
-        if chunk.draft_ids and not torch.isfinite(hidden_TD[:known]).all():
+        finite = torch.isfinite(hidden_TD).all(-1).tolist()
+        if chunk.draft_ids and not all(finite[:known]):
             # Rows of wrong guesses may have done that: 0 x NaN is NaN, in masked attention too.
             chunk, logits_KV = replace(chunk, draft_ids=()), None
             hidden_TD = self.runner.forward([chunk])
-        self._settle(sequence, hidden_TD[:known])
+            finite = torch.isfinite(hidden_TD).all(-1).tolist()
+        if not all(finite[:known]):
+            # Before its pages can be found by others: a NaN anywhere may have reached the latents of all of it.
+            raise NumericalError("the model's hidden states are not finite")
+        self.scheduler.commit(sequence, known)
         self._stats.prompt_tokens += max(min(chunk.start + known, sequence.num_prompt) - chunk.start, 0)
         score_prompt(chunk, hidden_TD, self.runner.logits)
         if not chunk.is_last:
@@ -256,18 +262,10 @@ class Engine:
         for logits_V, guess in zip(logits_KV, [*chunk.draft_ids, None], strict=True):
             if (ended := self._next_token(sequence, logits_V, guess, tokens)) is not None:
                 return ended
-            state_1D = hidden_TD[known + len(tokens) - 1 : known + len(tokens)]
-            if not tokens[-1].drafted or not torch.isfinite(state_1D).all():
+            if not tokens[-1].drafted or not finite[known + len(tokens) - 1]:
                 break  # what is not finite here is computed again, alone
-            self._settle(sequence, state_1D)
+            self.scheduler.commit(sequence, 1)
         return self._output(sequence, tokens=tokens)
-
-    def _settle(self, sequence: Sequence, hidden_KD: torch.Tensor) -> None:
-        """Commits the next K positions."""
-        # Before their pages can be found by others: a NaN anywhere in a chunk may have reached all of its latents.
-        if not torch.isfinite(hidden_KD).all():
-            raise NumericalError("the model's hidden states are not finite")
-        self.scheduler.commit(sequence, len(hidden_KD))
 
     def _next_token(
         self, sequence: Sequence, logits_V: torch.Tensor, guess: int | None, tokens: list[TokenOutput]

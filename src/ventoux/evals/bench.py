@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,9 @@ def latency(
     for batch_size in batch_sizes:
         rates, per_step = [], []
         for run in range(repeats):
-            rate, tokens = _decode_rate(engine, batch_size, new_tokens, seed=run)
-            rates.append(rate)
-            per_step.append(tokens)
+            decoded = decode_run(engine, batch_size, new_tokens, seed=run)
+            rates.append(decoded.tokens_per_second)
+            per_step.append(decoded.tokens_per_step)
             tick()
         row = {
             "batch_size": batch_size,
@@ -160,19 +160,29 @@ def random_prompts(engine: Engine, count: int, length: int, seed: int) -> list[l
     return [random_prompt(length, vocab_size, seed=hash((seed, length, i))) for i in range(count)]
 
 
-def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) -> tuple[float, float]:
-    """Tokens per second and per step, over the steps in which every sequence decodes and none has a prompt to read."""
+@dataclass(frozen=True)
+class DecodeRun:
+    """Speed over the steps in which every sequence decodes and none has a prompt to read; all answers by request."""
+
+    tokens_per_second: float
+    tokens_per_step: float
+    answers: dict[str, list[int]]
+
+
+def decode_run(engine: Engine, batch_size: int, new_tokens: int, seed: int) -> DecodeRun:
+    """Answers `batch_size` random prompts at once. Raises ConfigError if no step decodes all of them."""
     prompts = random_prompts(engine, batch_size, DECODE_PROMPT, seed)
-    started: set[str] = set()
+    answers: dict[str, list[int]] = {}
     full: list[float] = []
     tokens = 0
 
     def watch(outputs: list[EngineOutput], seconds: float) -> None:
         nonlocal tokens
-        if len(started) == len(outputs) == batch_size:
+        if len(answers) == len(outputs) == batch_size:
             full.append(seconds)
             tokens += sum(len(output.tokens) for output in outputs)
-        started.update(output.request_id for output in outputs)
+        for output in outputs:
+            answers.setdefault(output.request_id, []).extend(token.token_id for token in output.tokens)
 
     run_prompts(engine, prompts, new_tokens, watch)
     if not full:
@@ -180,7 +190,7 @@ def _decode_rate(engine: Engine, batch_size: int, new_tokens: int, seed: int) ->
             f"no step decoded all {batch_size} sequences: raise --new-tokens, --max-num-batched-tokens or"
             " --kv-cache-memory."
         )
-    return tokens / sum(full), tokens / len(full)
+    return DecodeRun(tokens / sum(full), tokens / len(full), answers)
 
 
 def run_prompts(

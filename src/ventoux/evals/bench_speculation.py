@@ -8,15 +8,15 @@ stands the arithmetic limit: the tokens that a step brings, if guessing and veri
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from ventoux.engine.drafting import Drafter, Progress
 from ventoux.engine.engine import Engine
-from ventoux.engine.request import EngineOutput
 from ventoux.engine.speculation import Speculation
 from ventoux.errors import ConfigError
-from ventoux.evals.bench import DECODE_PROMPT, Tick, random_prompts, run_prompts, spread
+from ventoux.evals.bench import DecodeRun, Tick, decode_run, spread
 
 Tokens = dict[str, list[int]]
 
@@ -61,20 +61,21 @@ def speculation(
     most = engine.plan.num_speculative_tokens
     rows = []
     for batch_size in batch_sizes:
-        rates: dict[float | None, list[tuple[float, float]]] = {a: [] for a in (None, *acceptances)}
+        runs: dict[float | None, list[DecodeRun]] = {a: [] for a in (None, *acceptances)}
         for repeat in range(repeats):
             coming: Tokens = {}
-            for acceptance, measured in rates.items():
+            for acceptance, measured in runs.items():
                 engine.speculation = None
                 if acceptance is not None:
                     drafter = KnownAcceptance(own.drafter, coming, acceptance, own.vocab_size)
                     engine.speculation = Speculation(drafter, engine.scheduler, engine.plan, own.vocab_size)
                     engine.speculation.pace.adaptive = False
-                measured.append(_rate(engine, batch_size, new_tokens, repeat, coming))
+                measured.append(decode_run(engine, batch_size, new_tokens, repeat))
+                coming = measured[-1].answers
                 tick()
-        plain = spread([rate for rate, _ in rates[None]])
+        plain = spread([run.tokens_per_second for run in runs[None]])
         for acceptance in acceptances:
-            found = spread([rate for rate, _ in rates[acceptance]])
+            found = spread([run.tokens_per_second for run in runs[acceptance]])
             rows.append(
                 {
                     "batch_size": batch_size,
@@ -82,33 +83,9 @@ def speculation(
                     "tokens_per_second": found,
                     "without_guesses": plain,
                     "speed_up": found["median"] / plain["median"],
-                    "tokens_per_step": spread([tokens for _, tokens in rates[acceptance]])["median"],
+                    "tokens_per_step": statistics.median(run.tokens_per_step / batch_size for run in runs[acceptance]),
                     "limit": sum(acceptance**i for i in range(most + 1)),
                 }
             )
     engine.speculation = own
     return rows
-
-
-def _rate(engine: Engine, batch_size: int, new_tokens: int, seed: int, coming: Tokens) -> tuple[float, float]:
-    """Tokens per second, and per step and sequence, over the steps in which all sequences decode.
-
-    Fills `coming` with the answers.
-    """
-    started: set[str] = set()
-    seconds, tokens, steps = 0.0, 0, 0
-    answers: Tokens = {}
-
-    def watch(outputs: list[EngineOutput], took: float) -> None:
-        nonlocal seconds, tokens, steps
-        if len(started) == batch_size == len(outputs):
-            seconds, tokens, steps = seconds + took, tokens + sum(len(o.tokens) for o in outputs), steps + 1
-        for output in outputs:
-            answers.setdefault(output.request_id, []).extend(t.token_id for t in output.tokens)
-        started.update(output.request_id for output in outputs)
-
-    run_prompts(engine, random_prompts(engine, batch_size, DECODE_PROMPT, seed), new_tokens, watch)
-    coming.update(answers)
-    if not steps:
-        raise ConfigError("no step decoded all sequences: raise --new-tokens or --max-num-batched-tokens.")
-    return tokens / seconds, tokens / steps / batch_size

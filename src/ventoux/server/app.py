@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -30,13 +30,14 @@ from ventoux.server.messages_schemas import CountTokensRequest, MessagesRequest
 from ventoux.server.metrics import Metrics
 from ventoux.server.pages import chat_page, docs_page
 from ventoux.server.refusals import ignored_header, refuse_unsupported, unknown_inside
+from ventoux.server.reply import json_response, reply
 from ventoux.server.response_store import ResponseStore
 from ventoux.server.responses_routes import add_responses
 from ventoux.server.responses_schemas import ResponsesRequest
 from ventoux.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from ventoux.server.service import Service
 from ventoux.server.shell import AdmissionLayer, ErrorLayer, KeyLayer, RequestLayer, error_response
-from ventoux.server.sse import ANTHROPIC, EventStream, unless_disconnected
+from ventoux.server.sse import ANTHROPIC
 from ventoux.server.tokenize import prompt_ids
 from ventoux.text.tokenizer import Tokenizer
 
@@ -120,38 +121,20 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return error_response(error, request.scope)
 
 
-def _json(content: Any, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
-
-
 def _add_generation(app: FastAPI, service: Service) -> None:
     max_bytes = service.config.max_request_bytes
 
     @app.post("/v1/chat/completions", summary="Chat, streamed or not, with images, tools and reasoning")
     async def chat_completions(request: Request) -> Response:
         body = await read_json(request, ChatRequest, max_bytes)
-
-        async def answer() -> Response:
-            service.check_ready()
-            job = await prepare_chat(service, body, request.scope["ventoux.place"])
-            if body.stream:
-                return EventStream(chat_chunks(service, job), job.headers)
-            return _json(await chat_answer(service, job), job.headers)
-
-        return await unless_disconnected(request.receive, answer())
+        prepare = partial(prepare_chat, service, body, request.scope["ventoux.place"])
+        return await reply(request, service, prepare, body.stream, chat_chunks, chat_answer)
 
     @app.post("/v1/completions", summary="Plain completions of text or token ids")
     async def completions(request: Request) -> Response:
         body = await read_json(request, CompletionRequest, max_bytes)
-
-        async def answer() -> Response:
-            service.check_ready()
-            job = await prepare_completion(service, body)
-            if body.stream:
-                return EventStream(completion_chunks(service, job), job.headers)
-            return _json(await completion_answer(service, job), job.headers)
-
-        return await unless_disconnected(request.receive, answer())
+        prepare = partial(prepare_completion, service, body)
+        return await reply(request, service, prepare, body.stream, completion_chunks, completion_answer)
 
 
 def _add_messages(app: FastAPI, service: Service) -> None:
@@ -160,20 +143,13 @@ def _add_messages(app: FastAPI, service: Service) -> None:
     @app.post("/v1/messages", summary="Chat in Anthropic's form, streamed or not, with images, tools and thinking")
     async def messages(request: Request) -> Response:
         body = await read_json(request, MessagesRequest, max_bytes)
-
-        async def answer() -> Response:
-            service.check_ready()
-            job = await prepare_messages(service, body, request.scope["ventoux.place"])
-            if body.stream:
-                return EventStream(messages_events(service, job), job.headers, ANTHROPIC)
-            return _json(await messages_answer(service, job), job.headers)
-
-        return await unless_disconnected(request.receive, answer())
+        prepare = partial(prepare_messages, service, body, request.scope["ventoux.place"])
+        return await reply(request, service, prepare, body.stream, messages_events, messages_answer, ANTHROPIC)
 
     @app.post("/v1/messages/count_tokens", summary="The length of a prompt in Anthropic's form")
     async def messages_count_tokens(request: Request) -> Response:
         body = await read_json(request, CountTokensRequest, max_bytes)
-        return _json(*await count_tokens(service, body))
+        return json_response(*await count_tokens(service, body))
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -190,11 +166,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models", summary="The served names")
     async def models() -> Response:
-        return _json({"object": "list", "data": [described(name) for name in service.served_names]})
+        return json_response({"object": "list", "data": [described(name) for name in service.served_names]})
 
     @app.get("/v1/models/{model:path}", summary="One served name")
     async def model(model: str) -> Response:
-        return _json(described(service.model(model)))
+        return json_response(described(service.model(model)))
 
 
 def _add_text(app: FastAPI, service: Service) -> None:
@@ -210,13 +186,13 @@ def _add_text(app: FastAPI, service: Service) -> None:
         ids = await prompt_ids(service, body, headers)
         texts = [service.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
         answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": texts}
-        return _json(answer, headers)
+        return json_response(answer, headers)
 
     @app.post("/detokenize", summary="Token ids to text")
     async def detokenize(request: Request) -> Response:
         body = await read_json(request, DetokenizeRequest, max_bytes)
         service.model(body.model)
-        return _json({"prompt": service.tokenizer.decode(body.tokens)}, _ignored(body))
+        return json_response({"prompt": service.tokenizer.decode(body.tokens)}, _ignored(body))
 
 
 def _ignored(body: BaseModel) -> dict[str, str]:
@@ -227,12 +203,12 @@ def _ignored(body: BaseModel) -> dict[str, str]:
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/health", summary="The server is alive")
     async def health() -> Response:
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     @app.get("/ready", summary="Tokens can move: 503 while draining or without an engine")
     async def ready() -> Response:
         service.check_ready()
-        return _json({"status": "ready"})
+        return json_response({"status": "ready"})
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
@@ -254,7 +230,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        return _json(app.openapi())
+        return json_response(app.openapi())
 
 
 def _add_openapi(app: FastAPI) -> None:

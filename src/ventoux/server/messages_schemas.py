@@ -98,18 +98,15 @@ _INSTEAD = {
 }
 _HARMLESS = frozenset({"anthropic_beta", "anthropic_version", "cache_control", "user_profile_id", "workspace_id"})
 _INSIDE = {
-    path: frozenset(names.split())
-    for path, names in {
-        "system": "type text cache_control",
-        "messages": "role content",
-        "messages.content": (
-            "type text source thinking signature id name input tool_use_id content is_error cache_control"
-        ),
-        "messages.content.source": "type media_type data url",
-        "messages.content.content": "type text source cache_control",
-        "messages.content.content.source": "type media_type data url",
-        "tools": "type name description input_schema strict cache_control eager_input_streaming",
-    }.items()
+    "system": "type text cache_control",
+    "messages": "role content",
+    "messages.content": (
+        "type text source thinking signature id name input tool_use_id content is_error cache_control"
+    ),
+    "messages.content.source": "type media_type data url",
+    "messages.content.content": "type text source cache_control",
+    "messages.content.content.source": "type media_type data url",
+    "tools": "type name description input_schema strict cache_control eager_input_streaming",
 }
 RULES = FieldRules(
     refused=elsewhere(ChatRequest.model_fields, _REFUSED, without=MessagesRequest.model_fields),

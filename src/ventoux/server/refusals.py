@@ -128,17 +128,14 @@ _HARMLESS = frozenset(
 )
 
 # Messages and tools are taken as they come: where fields stand in them, and which of these mean something here.
-_KNOWN_INSIDE: dict[str, frozenset[str]] = {
-    path: frozenset(names.split())
-    for path, names in {
-        "messages": "role content tool_calls tool_call_id reasoning reasoning_content prefix",
-        "messages.content": "type text image_url thinking closed",
-        "messages.content.image_url": "url detail",
-        "messages.tool_calls": "id type function index",
-        "messages.tool_calls.function": "name arguments",
-        "tools": "type function",
-        "tools.function": "name description parameters strict",
-    }.items()
+_KNOWN_INSIDE = {
+    "messages": "role content tool_calls tool_call_id reasoning reasoning_content prefix",
+    "messages.content": "type text image_url thinking closed",
+    "messages.content.image_url": "url detail",
+    "messages.tool_calls": "id type function index",
+    "messages.tool_calls.function": "name arguments",
+    "tools": "type function",
+    "tools.function": "name description parameters strict",
 }
 
 _MAX_HEADER_NAMES = 32
@@ -153,13 +150,13 @@ class FieldRules:
         refused: Names that are known but not honoured, each with the values that ask for nothing; null always does.
         instead: For some of them, what does here what they ask for.
         harmless: Names that are accepted without a word.
-        inside: Of objects without a schema, by their path: the fields that mean something.
+        inside: Of objects without a schema, by their path: the fields that mean something, with blanks between.
     """
 
     refused: Mapping[str, tuple[Any, ...]]
     instead: Mapping[str, str]
     harmless: frozenset[str]
-    inside: Mapping[str, Collection[str]]
+    inside: Mapping[str, str]
 
 
 COMPLETIONS = FieldRules(_REFUSED, _INSTEAD, _HARMLESS, _KNOWN_INSIDE)
@@ -205,7 +202,8 @@ def refuse_unsupported(extra: Mapping[str, Any], rules: FieldRules = COMPLETIONS
 def unknown_inside(body: Mapping[str, Any], rules: FieldRules = COMPLETIONS) -> list[str]:
     """The paths of all fields that mean nothing here in objects without a schema, each of them once."""
     found: dict[str, None] = {}
-    for path, known in rules.inside.items():
+    for path, names in rules.inside.items():
+        known = names.split()
         for fields in _objects_at(body, path.split(".")):
             found |= {
                 f"{path}.{name}": None for name, value in fields.items() if name not in known and value is not None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,12 +12,13 @@ from starlette.responses import Response
 from ventoux.errors import InvalidRequestError
 from ventoux.server.body import read_json
 from ventoux.server.errors import ApiError
+from ventoux.server.reply import json_response, reply
 from ventoux.server.response_store import StoredResponse
 from ventoux.server.responses import responses_answer, responses_events
 from ventoux.server.responses_request import not_found, prepare_responses
 from ventoux.server.responses_schemas import ResponsesRequest
 from ventoux.server.service import Service
-from ventoux.server.sse import RESPONSES, EventStream, unless_disconnected
+from ventoux.server.sse import RESPONSES
 
 # OpenAI's page sizes.
 DEFAULT_PAGE = 20
@@ -28,15 +29,8 @@ def add_responses(app: FastAPI, service: Service) -> None:
     @app.post("/v1/responses", summary="OpenAI's newer form of a chat, streamed or not, kept for later")
     async def responses(request: Request) -> Response:
         body = await read_json(request, ResponsesRequest, service.config.max_request_bytes)
-
-        async def answer() -> Response:
-            service.check_ready()
-            job = await prepare_responses(service, body, request.scope["ventoux.place"])
-            if body.stream:
-                return EventStream(responses_events(service, job), job.headers, RESPONSES)
-            return _json(await responses_answer(service, job), job.headers)
-
-        return await unless_disconnected(request.receive, answer())
+        prepare = partial(prepare_responses, service, body, request.scope["ventoux.place"])
+        return await reply(request, service, prepare, body.stream, responses_events, responses_answer, RESPONSES)
 
     @app.get("/v1/responses/{response_id}", summary="A response that was kept")
     async def response(response_id: str, request: Request) -> Response:
@@ -46,13 +40,13 @@ def add_responses(app: FastAPI, service: Service) -> None:
                 param="stream",
                 code="unsupported_parameter",
             )
-        return _json((await _stored(service, response_id)).response)
+        return json_response((await _stored(service, response_id)).response)
 
     @app.delete("/v1/responses/{response_id}", summary="Forget a response")
     async def delete_response(response_id: str) -> Response:
         if service.responses is None or not await service.responses.delete(response_id):
             raise not_found(response_id)
-        return _json({"id": response_id, "object": "response", "deleted": True})
+        return json_response({"id": response_id, "object": "response", "deleted": True})
 
     @app.post("/v1/responses/{response_id}/cancel", summary="Refused: only background responses can be cancelled")
     async def cancel_response(response_id: str) -> Response:
@@ -62,11 +56,7 @@ def add_responses(app: FastAPI, service: Service) -> None:
     @app.get("/v1/responses/{response_id}/input_items", summary="The items that the request of a response brought")
     async def input_items(response_id: str, request: Request) -> Response:
         stored = await _stored(service, response_id)
-        return _json(_page(stored.input, request.query_params.get))
-
-
-def _json(content: Any, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
+        return json_response(_page(stored.input, request.query_params.get))
 
 
 async def _stored(service: Service, response_id: str) -> StoredResponse:

@@ -137,14 +137,11 @@ _INSTEAD = {
     "conversation": "previous_response_id",
 }
 _INSIDE = {
-    path: frozenset(names.split())
-    for path, names in {
-        "input": "type role content id status call_id name arguments output summary encrypted_content phase",
-        "input.content": "type text image_url detail annotations logprobs refusal",
-        "input.summary": "type text",
-        "input.output": "type text image_url detail annotations logprobs",
-        "tools": "type name description parameters strict",
-    }.items()
+    "input": "type role content id status call_id name arguments output summary encrypted_content phase",
+    "input.content": "type text image_url detail annotations logprobs refusal",
+    "input.summary": "type text",
+    "input.output": "type text image_url detail annotations logprobs",
+    "tools": "type name description parameters strict",
 }
 RULES = FieldRules(
     refused=elsewhere(ChatRequest.model_fields, _REFUSED, without=ResponsesRequest.model_fields),

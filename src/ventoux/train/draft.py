@@ -7,7 +7,6 @@ pass, as they will be when it continues its guesses.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from ventoux.model.mistral4 import Mistral4
 from ventoux.ops.reference import REFERENCE
 from ventoux.train.record import Recording, load_recordings
 from ventoux.train.run import Run, Schedule
+from ventoux.train.start import fan_in_noise
 
 Tensor = torch.Tensor
 
@@ -86,21 +86,12 @@ def pack(recordings: list[Recording]) -> DraftBatch:
     return DraftBatch(inputs, torch.cat(hidden), torch.cat(targets), torch.cat(nexts), torch.cat(has_next))
 
 
+@torch.no_grad()
 def initialise_draft(draft: Draft, seed: int) -> None:
     """Fan-in scaled noise; the layers start by passing the model's hidden state on."""
-    generator = torch.Generator().manual_seed(seed)
-    depth = math.sqrt(2 * draft.config.num_hidden_layers)
-    for name, p in draft.named_parameters():
-        if p.ndim == 1:
-            torch.nn.init.ones_(p)
-            continue
-        std = p.shape[-1] ** -0.5
-        torch.nn.init.normal_(
-            p, 0.0, std / depth if name.endswith(("o_proj.weight", "down_proj.weight")) else std, generator=generator
-        )
-    with torch.no_grad():
-        D = draft.config.hidden_size
-        draft.eagle_linear.weight[:, D:] += torch.eye(D)
+    fan_in_noise(draft, draft.config.num_hidden_layers, torch.Generator().manual_seed(seed))
+    D = draft.config.hidden_size
+    draft.eagle_linear.weight[:, D:] += torch.eye(D)
 
 
 class DraftTrainer:

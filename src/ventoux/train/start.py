@@ -34,11 +34,10 @@ CODE = 16  # width of the random code by which tokens are compared
 
 
 @torch.no_grad()
-def initialise(model: Mistral4, seed: int) -> None:
-    """Normal weights of variance 1 / fan-in; what writes into the residual stream is scaled down by sqrt(2 L)."""
-    generator = torch.Generator().manual_seed(seed)
-    depth = math.sqrt(2 * model.config.text.num_hidden_layers)
-    for name, p in model.named_parameters():
+def fan_in_noise(module: torch.nn.Module, num_layers: int, generator: torch.Generator) -> None:
+    """Norms at one; what writes into the residual stream scaled down by sqrt(2 L); embeddings at EMBED_STD."""
+    depth = math.sqrt(2 * num_layers)
+    for name, p in module.named_parameters():
         if p.ndim == 1:
             torch.nn.init.ones_(p)
             continue
@@ -47,6 +46,13 @@ def initialise(model: Mistral4, seed: int) -> None:
         if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
             std /= depth
         torch.nn.init.normal_(p, 0.0, std, generator=generator)
+
+
+@torch.no_grad()
+def initialise(model: Mistral4, seed: int) -> None:
+    """Normal weights of variance 1 / fan-in; what writes into the residual stream is scaled down by sqrt(2 L)."""
+    generator = torch.Generator().manual_seed(seed)
+    fan_in_noise(model, model.config.text.num_hidden_layers, generator)
     embeddings = model.language_model.embed_tokens.weight
     embeddings[:, 0] = CONSTANT
     # A head that reads embeddings back out: what a head copies into the stream is what comes out as logits.
