@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ventoux.checkpoint.files import Checkpoint, open_checkpoint
+from ventoux.checkpoint.files import Checkpoint, narrow, open_checkpoint
 from ventoux.checkpoint.hub import resolve_model
 from ventoux.checkpoint.load import load_draft, load_model
 from ventoux.config import EngineConfig, ModelConfig, Speculation
@@ -19,6 +19,7 @@ from ventoux.engine.runner import DTYPES, Runner
 from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware, probe_hardware
 from ventoux.ops.cpu import instruction_sets, native_operators
+from ventoux.ops.formats import GROUP, nvfp4_bytes, to_nvfp4
 from ventoux.ops.reference import REFERENCE
 from ventoux.ops.spec import Operators
 from ventoux.plan import EnginePlan, resolve
@@ -26,6 +27,8 @@ from ventoux.speculative import SpeculativeConfig, parse_speculative
 
 # Where a draft lies in its model's folder.
 DRAFT_FOLDER = "eagle"
+# Parameters of a head that no cache holds.
+LARGE_HEAD = 2**25
 Progress = Callable[[int, int], None]
 
 
@@ -63,6 +66,31 @@ def probe() -> Hardware:
     return replace(probe_hardware(), cuda_name=torch.cuda.get_device_name(), cuda_available_bytes=free)
 
 
+@dataclass(frozen=True)
+class Start:
+    """All that is decided before the first weight is read."""
+
+    checkpoint: Checkpoint
+    asked: SpeculativeConfig
+    draft: Checkpoint | None
+    plan: EnginePlan
+
+
+def plan_start(folder: Path, choices: EngineConfig) -> Start:
+    """Opens the files and plans. Raises as `build_engine`."""
+    checkpoint = open_checkpoint(folder)
+    if choices.yarn_apply_scale is not None:
+        text = checkpoint.config.text
+        text = replace(text, rope=replace(text.rope, apply_scale=choices.yarn_apply_scale))
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, text=text))
+    checkpoint = narrow(checkpoint, {"attention": choices.attention_format, "head": choices.head_format})
+    config = checkpoint.config
+    asked = parse_speculative(choices.speculative_config)
+    draft = open_draft(folder, asked, config)
+    plan = resolve(config, checkpoint.weights(), choices, probe(), speculation(asked, draft, checkpoint))
+    return Start(checkpoint, asked, draft, plan)
+
+
 def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None = None) -> Built:
     """Opens, plans, loads. No tokenizer is needed before the first grammar.
 
@@ -70,15 +98,9 @@ def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None 
         CheckpointError: the files cannot be used; all problems are listed.
         ConfigError: the choices cannot be honoured on this machine.
     """
-    checkpoint = open_checkpoint(folder)
-    if choices.yarn_apply_scale is not None:
-        text = checkpoint.config.text
-        text = replace(text, rope=replace(text.rope, apply_scale=choices.yarn_apply_scale))
-        checkpoint = replace(checkpoint, config=replace(checkpoint.config, text=text))
+    start = plan_start(folder, choices)
+    checkpoint, asked, draft, plan = start.checkpoint, start.asked, start.draft, start.plan
     config = checkpoint.config
-    asked = parse_speculative(choices.speculative_config)
-    draft = open_draft(folder, asked, config)
-    plan = resolve(config, checkpoint.weights(), choices, probe(), speculation(asked, draft, config))
     torch.set_num_threads(plan.num_threads)
     ops = choose_operators(plan)
     plan = replace(plan, operators=ops.name)
@@ -88,7 +110,10 @@ def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None 
         if draft is None:
             return NgramDrafter(asked.prompt_lookup_max, min(asked.prompt_lookup_min, asked.prompt_lookup_max))
         weights = load_draft(draft, ops, dtype=DTYPES[plan.dtype], device=plan.device, progress=progress)
-        return EagleDrafter(weights, runner, plan)
+        # The reference would dequantize all of it for every guess.
+        copies = ops is not REFERENCE and copies_head(checkpoint)
+        head = model.lm_head.weight
+        return EagleDrafter(weights, runner, plan, to_nvfp4(head) if copies else head)
 
     drafting = None if plan.speculation == "none" else make_drafter
     return Built(Engine(model, plan, _mask_factory(folder), drafting), plan, config)
@@ -123,14 +148,29 @@ def open_draft(folder: Path, asked: SpeculativeConfig, target: ModelConfig) -> C
     return draft
 
 
-def speculation(asked: SpeculativeConfig, draft: Checkpoint | None, target: ModelConfig) -> Speculation:
+def speculation(asked: SpeculativeConfig, draft: Checkpoint | None, target: Checkpoint) -> Speculation:
     """What the plan has to know. A draft reads positions as the target does, so its own limit binds only if asked."""
     count, adaptive = asked.num_speculative_tokens, asked.adaptive
     if draft is None:
         return Speculation("ngram", count, adaptive=adaptive) if asked.method == "ngram" else Speculation()
-    longest = min(draft.config.text.max_position_embeddings, target.text.max_position_embeddings)
-    cached = draft.config.text.cached_values
-    return Speculation("eagle", count, draft.weights(), cached, asked.max_model_len or longest, adaptive)
+    text, own = target.config.text, draft.config.text
+    weights = draft.weights()
+    if copies_head(target):
+        weights = replace(weights, quantized_bytes=weights.quantized_bytes + nvfp4_bytes(_head_size(target)))
+    longest = min(own.max_position_embeddings, text.max_position_embeddings)
+    return Speculation("eagle", count, weights, own.cached_values, asked.max_model_len or longest, adaptive)
+
+
+def copies_head(target: Checkpoint) -> bool:
+    """Whether guesses are read from a copy of the target's head, in NVFP4: each guess reads all of it, and what is
+    sampled in the end does not depend on guesses."""
+    head = next((row for row in target.rows if row.part == "head"), None)  # None: tied to the embeddings
+    is_plain = head is None or target.loaded_as(head) == "bf16"
+    return is_plain and _head_size(target) >= LARGE_HEAD and target.config.text.hidden_size % GROUP == 0
+
+
+def _head_size(target: Checkpoint) -> int:
+    return target.config.text.vocab_size * target.config.text.hidden_size
 
 
 def _mask_factory(folder: Path) -> MaskFactory:

@@ -146,6 +146,9 @@ def _choice(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
+LOAD_FORMATS = ("stored", "fp8", "nvfp4")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Choices about the engine. Each field is a `--flag` of `ventoux serve` with the same name."""
@@ -161,6 +164,10 @@ class EngineConfig:
     enable_prefix_caching: bool = _choice(True, "reuse cached pages of prompts that begin alike")
     dtype: str = _choice("auto", "compute type", choices=("auto", "bfloat16", "float32"))
     kv_cache_dtype: str = _choice("auto", "cache type", choices=("auto", "bfloat16", "float32"))
+    attention_format: str = _choice(
+        "stored", "attention's projections in memory, quantized while they are loaded", choices=LOAD_FORMATS
+    )
+    head_format: str = _choice("stored", "the output head in memory, likewise", choices=LOAD_FORMATS)
     device: str = _choice("auto", "where to run", choices=("auto", "cpu", "cuda"))
     tensor_parallel_size: int = _choice(
         1, "GPUs per replica (a CPU is one device: there it changes nothing)", aliases=("-tp",)
@@ -187,6 +194,15 @@ class ServerConfig:
     port: int = _choice(8000, "port to listen on")
     served_model_name: tuple[str, ...] = _choice((), "name(s) that clients may use (default: MODEL)", nargs="+")
     api_key: tuple[str, ...] = _choice((), "key(s) that clients must send (default: none needed)", nargs="+")
+    api_key_file: str = _choice("", "file of keys, one a line, with names and limits; read again when it changes")
+    admin_api_key: tuple[str, ...] = _choice(
+        (), "key(s) of the operator: with one, /metrics, /docs and /openapi.json are closed to other keys", nargs="+"
+    )
+    ssl_certfile: str = _choice("", "PEM file with the certificate chain: serve HTTPS; read again when it changes")
+    ssl_keyfile: str = _choice("", "PEM file with the certificate's key (default: it lies in --ssl-certfile)")
+    allowed_hosts: tuple[str, ...] = _choice(
+        (), "Host names to answer to beside local ones, on a loopback address without keys", nargs="+"
+    )
     allowed_media_domains: tuple[str, ...] = _choice(
         (), "hosts that image URLs may name; a listed host may also be private or loopback", nargs="+"
     )
@@ -194,14 +210,25 @@ class ServerConfig:
     limit_images: int = _choice(16, "images per request")
     max_image_bytes: int = _choice(20 * 2**20, "bytes of one encoded image")
     max_image_pixels: int = _choice(50_000_000, "pixels of one image, judged before it is decoded")
+    image_workers: int = _choice(2, "processes that decode images; 0 decodes them in the server's own")
     media_timeout: float = _choice(5.0, "seconds for fetching one image")
     max_request_bytes: int = _choice(64 * 2**20, "bytes of one request body")
     max_queued_requests: int = _choice(1024, "requests in flight; more are answered 503")
+    max_queued_tokens: int = _choice(
+        2**20, "prompt tokens of requests that wait for their first token; more are answered 503"
+    )
+    hang_timeout: float = _choice(30.0, "seconds without a sign of life before the engine process is started anew")
+    step_timeout: float = _choice(300.0, "seconds that one step of the engine may take before it counts as hung")
+    max_failed_starts: int = _choice(5, "starts of the engine that may fail in a row before the server gives up")
     drain_timeout: float = _choice(30.0, "seconds that running answers get to finish after SIGTERM")
     responses_store: str = _choice("~/.local/state/ventoux/responses.sqlite3", "file for /v1/responses, or none")
     max_stored_responses: int = _choice(10_000, "responses kept; those unused for longest make room")
     max_stored_response_bytes: int = _choice(2**30, "bytes of all responses kept")
+    files_store: str = _choice("~/.local/state/ventoux/files.sqlite3", "file for /v1/files and /v1/batches, or none")
+    max_stored_file_bytes: int = _choice(2**30, "bytes of all files and batches kept; the oldest files make room")
     root_path: str = _choice("", "path prefix set by a proxy in front")
+    log_format: str = _choice("text", "how log lines are written", choices=("text", "json"))
+    otlp_traces_endpoint: str = _choice("", "send OpenTelemetry traces to this URL, e.g. http://127.0.0.1:4318")
 
 
 # ------------------------------------------------------------------------------------------------------- environment

@@ -10,7 +10,8 @@ VentouxError
 │       └── CheckpointError          files; `problems` lists them all  -> exit 2
 └── EngineError                      ours to mend                      -> HTTP 5xx
     ├── NumericalError               a request's logits are not finite -> 500
-    └── EngineDeadError              the engine process is gone        -> 503
+    ├── EngineDeadError              the engine process is gone        -> 503
+    └── SlowReaderError              its outputs were not taken        -> the stream is cut
 """
 
 from __future__ import annotations
@@ -93,3 +94,7 @@ class NumericalError(EngineError):
 
 class EngineDeadError(EngineError):
     """The engine process has ended; nothing can be generated."""
+
+
+class SlowReaderError(EngineError):
+    """The outputs of a request came faster than they were read, and too many waited."""

@@ -1,15 +1,18 @@
 """Who waits for which request: ids told apart, failing sinks kept to themselves, no wait for an engine that hangs."""
 
+import asyncio
 import socket
 import threading
 import time
 
 import pytest
 
-from tests.engines import image, image_tokens, prompt, request, tiny_engine
-from ventoux.engine.client import SocketClient
+from tests.engines import prompt, request, tiny_engine
+from ventoux.engine import client as client_module
+from ventoux.engine.client import Client, Connection
 from ventoux.engine.loop import ThreadClient
-from ventoux.errors import InvalidRequestError
+from ventoux.engine.request import EngineOutput, TokenOutput
+from ventoux.errors import InvalidRequestError, SlowReaderError
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def test_an_id_in_use_is_refused_and_its_owner_goes_on(client):
 def test_a_count_of_answers_that_cannot_be_kept_is_refused(client, n):
     with pytest.raises(InvalidRequestError, match="n must be"):
         client.submit_to(request(prompt(5), n=n), print)
-    assert not client._sinks
+    assert not client._open
 
 
 def test_a_sink_that_fails_ends_its_own_request_alone(client):
@@ -52,29 +55,78 @@ def test_a_sink_that_fails_ends_its_own_request_alone(client):
     client.submit_to(request(prompt(6), "good"), outputs.append)
     until(lambda: outputs and outputs[-1].finish_reason)
     assert outputs[-1].finish_reason == "length"
-    until(lambda: not client._sinks)
+    until(lambda: not client._open)
+
+
+class Encoding(Client):
+    """Sends nowhere, but encodes as a transport to another process does."""
+
+    def _send(self, command):
+        client_module.msgspec.msgpack.encode(command)
 
 
 def test_a_request_that_cannot_be_encoded_leaves_nothing():
-    ours, theirs = socket.socketpair()
-    client = SocketClient(ours)
+    client = Encoding()
     with pytest.raises(OverflowError):
         client.submit_to(request(prompt(5), seed=2**70), print)
-    assert not client._sinks
-    theirs.close()
-    client.close()
+    assert not client._open
 
 
 def test_nobody_waits_for_an_engine_that_does_not_read():
     """A frame larger than the socket's buffer used to block the caller, the server's event loop, until it was read."""
     ours, theirs = socket.socketpair()
-    client = SocketClient(ours)
-    one = request(image_tokens(9, 9), images=[image(9, 9)])
-    outputs = []
-    submitting = threading.Thread(target=client.submit_to, args=(one, outputs.append), daemon=True)
-    submitting.start()
-    submitting.join(5)
-    assert not submitting.is_alive()
+    ended = threading.Event()
+    connection = Connection(ours, print, ended.set)
+    sending = threading.Thread(target=connection.send, args=(bytes(10**7),), daemon=True)
+    sending.start()
+    sending.join(5)
+    assert not sending.is_alive()
     theirs.close()
-    client.close()
-    assert [o.error_code for o in outputs] == ["engine_dead"]
+    connection.close()
+    assert ended.is_set()
+
+
+def test_each_answer_that_is_left_gets_its_own_end():
+    """With n > 1 the ends of those that were left used to carry the indices of those that had finished."""
+    client, outputs = Encoding(), []
+    client.submit_to(request(prompt(5), "x", n=3), outputs.append)
+    client._receive([EngineOutput(request_id="x", index=0, finish_reason="stop")])
+    client._die("gone")
+    assert [(o.index, o.finish_reason) for o in outputs] == [(0, "stop"), (1, "error"), (2, "error")]
+
+
+def test_outputs_that_nobody_takes_end_their_request(monkeypatch):
+    """They used to pile up in memory as long as the engine went on: 2 KB each with log-probabilities."""
+    monkeypatch.setattr(client_module, "MAX_UNREAD_TOKENS", 50)
+    client = Encoding()
+
+    def token(reason=None):
+        client._receive([EngineOutput(request_id="x", tokens=[TokenOutput(1)], finish_reason=reason)])
+
+    async def slow():
+        outputs = client.submit(request(prompt(5), "x", max_tokens=100))
+        token_tasks = [asyncio.ensure_future(anext(outputs))]
+        await asyncio.sleep(0)
+        token()
+        await token_tasks[0]
+        for _ in range(60):
+            token()
+        await asyncio.sleep(0)
+        assert client._open["x"].aborted
+        with pytest.raises(SlowReaderError):
+            await anext(outputs)
+
+    async def quick():
+        outputs = client.submit(request(prompt(5), "y", max_tokens=100))
+        reading = asyncio.ensure_future(anext(outputs))
+        await asyncio.sleep(0)
+        for _ in range(60):
+            client._receive([EngineOutput(request_id="y", tokens=[TokenOutput(1)])])
+            await reading
+            reading = asyncio.ensure_future(anext(outputs))
+            await asyncio.sleep(0)
+        client._receive([EngineOutput(request_id="y", finish_reason="stop")])
+        assert (await reading).finish_reason == "stop"
+
+    asyncio.run(slow())
+    asyncio.run(quick())

@@ -34,6 +34,7 @@ FLOORS: dict[str, int] = {
     "text": 5,
     "build": 6,
     "worker": 6,
+    "supervisor": 6,
     "llm": 6,
     "server": 6,
     "train": 6,
@@ -49,6 +50,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "text": {"engine"},  # request records only; see NO_TORCH
     "llm": {"build"},
     "worker": {"build"},
+    "supervisor": {"worker"},
     "evals": {"llm", "build", "train"},
     "train": set(),
     "server": set(),
@@ -63,6 +65,7 @@ NO_TORCH = (
     "speculative",
     "hardware",
     "worker",
+    "supervisor",
     "cli",
     "engine.request",
     "engine.client",

@@ -1,6 +1,7 @@
 """Promise 2 under drafting: guesses change how fast tokens come, never which. Compared bit for bit, log-probabilities
 included, on native operators; the guesses come from drafters that are right, wrong, or right at random."""
 
+import json
 import random
 from functools import cache
 
@@ -8,10 +9,13 @@ import pytest
 import torch
 
 from tests.engines import image, image_tokens, prompt, request, run, tiny_engine
-from tests.tiny import tiny_config, tiny_draft, tiny_draft_config, tiny_model
-from ventoux.config import RopeConfig, Speculation, StoredWeights
+from tests.tiny import DRAFT_FIELDS, tiny_config, tiny_draft, tiny_draft_config, tiny_model, wide_config, write_tiny
+from ventoux.build import build_engine
+from ventoux.checkpoint.quantize import quantize
+from ventoux.config import EngineConfig, RopeConfig, Speculation, StoredWeights
 from ventoux.engine.drafting import EagleDrafter, NgramDrafter, Progress
 from ventoux.ops.cpu import instruction_sets, native_operators
+from ventoux.ops.formats import Fp8Weight, Nvfp4Weight
 
 if not instruction_sets():
     pytest.skip("installed without native code", allow_module_level=True)
@@ -232,3 +236,26 @@ def test_one_long_sequence_leaves_the_guesses_of_the_others_alone():
     (beyond, _), shorts = accepted(long_prompt=80)
     (within, _), reference = accepted(long_prompt=12)
     assert shorts == reference and beyond == 0 and within > 0
+
+
+def test_the_published_kind_of_draft_from_files(tmp_path, monkeypatch):
+    """An FP8 draft in the model's folder, guesses read from a copy of the head in NVFP4: drafted, and the same bits."""
+    target = wide_config(rope=ROPE)
+    widths = {name: getattr(target.text, name) for name in DRAFT_FIELDS}
+    folder = write_tiny(tmp_path / "model", config=target, dtype=torch.bfloat16)
+    write_tiny(tmp_path / "draft", config=tiny_draft_config(rope=ROPE, **widths), dtype=torch.bfloat16)
+    quantize(tmp_path / "draft", folder / "eagle", "fp8")
+    monkeypatch.setattr("ventoux.build.LARGE_HEAD", 1)
+
+    def outputs(**spec):
+        choices = EngineConfig(speculative_config=json.dumps(spec), dtype="float32", operators="cpu", num_threads=1)
+        built = build_engine(folder, choices).engine
+        found = run(built, [request(prompt(9 + i, seed=i), f"r{i}", max_tokens=30, logprobs=2) for i in range(4)])
+        return built, {key: [(t.token_id, t.logprobs) for o in list_ for t in o.tokens] for key, list_ in found.items()}
+
+    engine, with_draft = outputs(adaptive=False)
+    assert isinstance(engine.speculation.drafter.head, Nvfp4Weight)
+    assert isinstance(engine.speculation.drafter.draft.eagle_linear.weight, Fp8Weight)
+    without, plain_outputs = outputs(method="none")
+    assert with_draft == plain_outputs and engine.stats().spec_decode_num_draft_tokens > 100
+    assert engine.plan.weight_bytes > without.plan.weight_bytes

@@ -105,26 +105,6 @@ def test_leaving_is_counted_as_an_abort(server):
     assert 'ventoux_request_success_total{finished_reason="abort"} 1.0' in text
 
 
-def test_a_client_that_takes_nothing_is_given_up(server, monkeypatch):
-    """A reader that stalls forever must not keep its sequence in the engine."""
-    monkeypatch.setattr(sse, "WRITE_TIMEOUT", 0.05)
-
-    async def scenario():
-        connection = Connection(server.app, {"messages": HELLO, "stream": True})
-
-        async def stuck(message):
-            connection.sent.append(message)
-            if len(connection.sent) > 4:
-                await asyncio.sleep(60)
-
-        connection._send = stuck
-        await asyncio.wait_for(connection.run(), 5)
-        assert len(server.engine.closed) == 1
-
-    server.says("word " * 100)
-    asyncio.run(scenario())
-
-
 def test_silence_is_broken_by_comments(server, monkeypatch):
     """Proxies cut connections on which nothing moves, and a long prefill is silent."""
     monkeypatch.setattr(sse, "PING_SECONDS", 0.02)
@@ -164,3 +144,56 @@ def test_aborting_everything_tells_the_clients(server, stream):
 
     server.says("never")
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 9}),
+        ("/v1/responses", {"input": "Hi", "stream": True}),
+        ("/v1/completions", {"prompt": ["a b c", "d"], "stream": True}),
+    ],
+)
+def test_prompt_tokens_that_wait_are_bounded(make_server, path, body):
+    """A thousand requests can be a thousand long prompts: hours of work, for clients that have given up by then."""
+    server = make_server(max_queued_tokens=1)
+    server.says("yes")
+    service = server.app.state.service
+
+    async def scenario():
+        server.engine.gate.clear()
+        # One alone is always taken.
+        first, second, third = (Connection(server.app, body, path) for _ in range(3))
+        running = asyncio.create_task(first.run())
+        await until(lambda: server.engine.requests)
+        assert service.queued_tokens > 1
+        await second.run()
+        refused = second.sent[0]
+        # Anthropic's clients know 529.
+        assert refused["status"] in (503, 529) and (b"retry-after", b"5") in refused["headers"]
+        assert b"prompt tokens" in second.sent[1]["body"]
+        # From the first token on they do not wait any more.
+        server.engine.gate.set()
+        await running
+        await third.run()
+        assert third.sent[0]["status"] == 200
+
+    asyncio.run(scenario())
+    assert service.queued_tokens == 0
+
+
+def test_prompt_tokens_of_those_who_leave_do_not_wait(make_server):
+    server = make_server()
+
+    async def scenario():
+        server.engine.gate.clear()
+        connection = Connection(server.app, {"prompt": ["a", "b"], "n": 2}, "/v1/completions")
+        running = asyncio.create_task(connection.run())
+        await until(lambda: len(server.engine.requests) == 2)
+        assert server.app.state.service.queued_tokens
+        connection.left.set()
+        await running
+
+    asyncio.run(scenario())
+    assert server.app.state.service.queued_tokens == 0

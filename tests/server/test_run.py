@@ -22,7 +22,7 @@ import pytest
 from tests.fakes import FakeEngine
 from tests.server.conftest import HELLO, MODEL, TOOL
 from ventoux.config import ServerConfig
-from ventoux.errors import ConfigError
+from ventoux.errors import ConfigError, EngineDeadError
 from ventoux.server import protocol, run
 from ventoux.server.run import Backend, _Lifetime, bind, url_of
 
@@ -41,7 +41,7 @@ class Running:
         self.stopped_engine = False
         self.sock = bind("127.0.0.1", 0)
         self.url = url_of(self.sock)
-        self._config = replace(ServerConfig(), **config)
+        self._config = replace(ServerConfig(), **{"responses_store": "none", "files_store": "none", **config})
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
@@ -49,8 +49,11 @@ class Running:
     @contextlib.asynccontextmanager
     async def _start(self):
         await asyncio.to_thread(self.loaded.wait)
-        yield Backend(self.engine, self.tokenizer, (MODEL,), 256)
-        self.stopped_engine = True
+        self.backend = Backend(self.engine, self.tokenizer, (MODEL,), 4096)
+        try:
+            yield self.backend
+        finally:
+            self.stopped_engine = True
 
     async def _run(self):
         self.loop = asyncio.get_running_loop()
@@ -58,13 +61,19 @@ class Running:
         self.loop.add_signal_handler = lambda *args: None
         self.loop.remove_signal_handler = lambda *args: None
         self.lifetime = _Lifetime(self._config, self.sock, self._start, lambda url: self._ready.set())
-        await self.lifetime.run()
+        try:
+            await self.lifetime.run()
+        except EngineDeadError as error:
+            self.failure = error
 
     def wait_ready(self):
         assert self._ready.wait(20)
 
     def in_loop(self, call):
         self.loop.call_soon_threadsafe(call)
+
+    def give_up(self):
+        self.in_loop(self.backend.gave_up.set)
 
     def signal(self):
         self.in_loop(self.lifetime._signalled)
@@ -433,3 +442,48 @@ def test_a_broken_body_ends_the_connection_and_nothing_else(live):
     head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     assert exchange(live, head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n").count(b"HTTP/1.1") <= 1
     assert httpx2.get(f"{live.url}/health").status_code == 200
+
+
+def stalled(server, body) -> socket.socket:
+    """A client with a small window, which sends a request and reads nothing."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(server.sock.getsockname())
+    payload = json.dumps(body).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    sock.sendall(head + f"Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
+    return sock
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_reads_nothing_is_cut(tokenizer, monkeypatch, stream):
+    """Its connection used to be held for as long as it liked: closing one waits until all is taken."""
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT", 0.3)
+    with running(tokenizer) as server:
+        server.wait_ready()
+        # More than the kernel holds for one connection.
+        server.says("word " * 3000)
+        asked = {"messages": HELLO, "stream": stream, "logprobs": True, "top_logprobs": 20}
+        before = open_sockets()
+        with stalled(server, asked):
+            until(lambda: server.engine.closed, 30)
+            # Our end is left, and the server's is not.
+            until(lambda: open_sockets() == before + 1, 10)
+
+
+def open_sockets() -> int:
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    return found
+
+
+def test_a_server_whose_engine_is_given_up_ends_with_an_error(tokenizer):
+    """Nothing can be answered any more, and whoever runs it has to know: it used to stay, at 503."""
+    with running(tokenizer) as server:
+        server.wait_ready()
+        with pytest.raises(EngineDeadError, match="could not be started again"):
+            server.give_up()
+            server.join()
+            raise server.failure

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import re
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ventoux.cli.compat import add_compatible_flags, images_per_prompt, notices
@@ -23,9 +23,14 @@ _LEAST = {
     "limit_images": 0,
     "max_image_bytes": 1,
     "max_image_pixels": 1,
+    "image_workers": 0,
     "media_timeout": 0.1,
     "max_request_bytes": 1,
     "max_queued_requests": 1,
+    "max_queued_tokens": 1,
+    "hang_timeout": 1,
+    "step_timeout": 1,
+    "max_failed_starts": 1,
     "max_stored_responses": 1,
     "max_stored_response_bytes": 1,
     "drain_timeout": 0,
@@ -43,10 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ventoux.checkpoint.hub import resolve_model
+    from ventoux.server.logs import configure
     from ventoux.server.run import Backend, serve
-    from ventoux.worker import StartingWorker
+    from ventoux.supervisor import Patience, Supervisor
+    from ventoux.worker import EngineProcess
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     check_argument(args, "model")
     if args.model is None:
         args.model = config_model(args.config)
@@ -57,25 +63,27 @@ def run(args: argparse.Namespace) -> int:
     if hasattr(args, "limit_mm_per_prompt"):
         server = replace(server, limit_images=images_per_prompt(args.limit_mm_per_prompt))
     check_server(server)
+    configure(server.log_format)
     names = server.served_model_name or (args.model or BUNDLED_NAME,)
 
     @contextlib.asynccontextmanager
     async def start() -> AsyncIterator[Backend]:
         folder = await asyncio.to_thread(resolve_model, args.model)
-        starting = StartingWorker(folder, choices)
+        loop, gave_up = asyncio.get_running_loop(), asyncio.Event()
+        engine = Supervisor(
+            partial(EngineProcess, folder, choices),
+            Patience(server.hang_timeout, server.step_timeout, server.max_failed_starts),
+            on_give_up=partial(loop.call_soon_threadsafe, gave_up.set),
+        )
         try:
-            tokenizer, worker = await asyncio.gather(
-                asyncio.to_thread(_load_tokenizer, folder), asyncio.to_thread(_wait, starting)
+            tokenizer, ready = await asyncio.gather(
+                asyncio.to_thread(_load_tokenizer, folder), asyncio.to_thread(_wait, engine)
             )
-        except BaseException:
-            starting.kill()
-            raise
-        try:
-            tokenizer.require_vocabulary(worker.vocab_size)
-            print(worker.plan.describe(), file=sys.stderr, flush=True)
-            yield Backend(worker.client, tokenizer, names, worker.plan.max_model_len)
+            tokenizer.require_vocabulary(ready.vocab_size)
+            print(ready.plan.describe(), file=sys.stderr, flush=True)
+            yield Backend(engine, tokenizer, names, ready.plan.max_model_len, gave_up)
         finally:
-            await asyncio.to_thread(worker.stop)
+            await asyncio.to_thread(engine.stop)
 
     def on_ready(url: str) -> None:
         print(f"ventoux serves {', '.join(names)} on {url}", file=sys.stderr, flush=True)
@@ -98,10 +106,24 @@ def check_server(config: ServerConfig) -> None:
             f"--host {config.host!r} is no address or host name (examples: 127.0.0.1, ::1 without brackets, 0.0.0.0)."
         )
     # An empty key is what a forgotten variable leaves, and anybody would have it; others could not be sent in a header.
-    if not all(key and all("!" <= c <= "~" for c in key) for key in config.api_key):
-        raise ConfigError("--api-key: a key must not be empty, and holds printable ASCII characters without blanks.")
+    for flag, keys in (("--api-key", config.api_key), ("--admin-api-key", config.admin_api_key)):
+        if not all(key and all("!" <= c <= "~" for c in key) for key in keys):
+            raise ConfigError(f"{flag}: a key must not be empty, and holds printable ASCII characters without blanks.")
+    _check_files(config)
     if config.root_path and (not config.root_path.startswith("/") or config.root_path.endswith("/")):
         raise ConfigError(f"--root-path must look like /prefix, got {config.root_path}.")
+
+
+def _check_files(config: ServerConfig) -> None:
+    """What the server opens when its model is loaded, tried before; imported only if asked for, since it takes time."""
+    if config.api_key_file:
+        from ventoux.server.keys import read_keys
+
+        read_keys(Path(config.api_key_file).expanduser())
+    if config.otlp_traces_endpoint:
+        from ventoux.server.tracing import make_exporter
+
+        make_exporter(config)
 
 
 def _load_tokenizer(folder: Path):
@@ -110,6 +132,6 @@ def _load_tokenizer(folder: Path):
     return Tokenizer.from_file(folder)
 
 
-def _wait(starting):
+def _wait(engine):
     with loading_bar("loading weights") as progress:
-        return starting.wait(progress)
+        return engine.wait_ready(progress)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from ventoux.cache.latent import make_latent_cache
@@ -19,6 +20,7 @@ from ventoux.engine.batch import Span, build
 from ventoux.engine.runner import DTYPES, Runner
 from ventoux.engine.sequence import Sequence
 from ventoux.model.eagle import Draft
+from ventoux.ops.formats import Weight
 from ventoux.plan import EnginePlan
 
 Tensor = torch.Tensor
@@ -60,18 +62,24 @@ class NgramDrafter:
     def _continuation(self, sequence: Sequence, wanted: int) -> list[int]:
         seen = self._seen.setdefault(sequence, array("i"))
         seen.extend(sequence.token_ids[len(seen) :])
-        recent = seen[-self.window :]
-        size, data = recent.itemsize, recent.tobytes()
-        for length in range(min(self.longest, len(recent) - 1), self.shortest - 1, -1):
-            needle = data[-length * size :]
-            # What is found must begin with a token, not within one, and have at least one token after it.
-            end = len(data) - size
-            while (at := data.rfind(needle, 0, end)) >= 0:
-                if at % size == 0:
-                    after = at // size + length
-                    return recent[after : after + wanted].tolist()
-                end = at + len(needle) - 1
-        return []
+        recent = np.frombuffer(seen, dtype=np.int32)[-self.window :]
+        # Where the last token stood before; of these places, those where the token before it did; and so on.
+        places = np.flatnonzero(recent[:-1] == recent[-1])
+        after = None
+        for length in range(1, self.longest + 1):
+            places = places[places >= length - 1]
+            places = places[recent[places - length + 1] == recent[-length]]
+            if not len(places):
+                break
+            if length >= self.shortest:
+                after = int(places[-1]) + 1
+        if after is None:
+            return []
+        guesses = recent[after : after + wanted].tolist()
+        while len(guesses) < wanted:
+            # The text has repeated itself up to its end: it goes on as the guesses began.
+            guesses.append(guesses[len(guesses) - (len(recent) - after)])
+        return guesses
 
 
 class EagleDrafter:
@@ -81,10 +89,13 @@ class EagleDrafter:
     preemption and prefix hits need no books of their own. The last slot of a shared page knows the token after the
     page, which may be another one for the next sequence, and what was forgotten while nobody wanted guesses was never
     written: that can spoil guesses, and nothing else.
+
+    `head` turns its states into logits; by default it is the target's own. A coarser copy is read faster.
     """
 
-    def __init__(self, draft: Draft, runner: Runner, plan: EnginePlan):
+    def __init__(self, draft: Draft, runner: Runner, plan: EnginePlan, head: Weight | None = None):
         self.draft, self.runner, self.plan = draft, runner, plan
+        self.head = runner.model.lm_head.weight if head is None else head
         self.cache = make_latent_cache(
             draft.config, plan.num_pages, plan.page_size, DTYPES[plan.kv_cache_dtype], plan.device, zeroed=True
         )
@@ -102,7 +113,9 @@ class EagleDrafter:
         states_TD = self._run(spans, torch.cat([rows for b in behind for rows in b.rows]))
         ends = torch.tensor([len(span.token_ids) for span in spans]).cumsum(0) - 1
         asked = [n for n, i in enumerate(due) if progress[i].wanted]
-        wanted = [progress[due[n]].wanted for n in asked]
+        # The pass for the j-th guess of a chain, from the second on, writes the slot j - 2 behind the span.
+        longest = self.plan.draft_max_model_len + 1
+        wanted = [min(progress[due[n]].wanted, longest - spans[n].stop) for n in asked]
         chains = self._continue([spans[n] for n in asked], states_TD[ends[asked]], wanted)
         for n, chain in zip(asked, chains, strict=True):
             proposals[due[n]] = chain
@@ -132,7 +145,7 @@ class EagleDrafter:
         chains: list[list[int]] = [[] for _ in spans]
         alive = list(range(len(spans)))
         while alive:
-            for i, token_id in zip(alive, self.runner.logits(states_ND).argmax(-1).tolist(), strict=True):
+            for i, token_id in zip(alive, self.draft.ops.head(states_ND, self.head).argmax(-1).tolist(), strict=True):
                 chains[i].append(token_id)
             kept = [n for n, i in enumerate(alive) if len(chains[i]) < wanted[i]]
             alive = [alive[n] for n in kept]

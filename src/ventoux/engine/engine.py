@@ -17,13 +17,7 @@ import torch
 from ventoux.cache.pages import PagePool
 from ventoux.engine.drafting import Drafter
 from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
-from ventoux.engine.request import (
-    EngineOutput,
-    EngineStats,
-    FinishReason,
-    Request,
-    TokenOutput,
-)
+from ventoux.engine.request import EngineOutput, EngineStats, FinishReason, Request, TokenOutput
 from ventoux.engine.runner import Runner
 from ventoux.engine.sampler import sample, score_prompt, token_logprobs
 from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
@@ -106,13 +100,17 @@ class Engine:
         return self.scheduler.has_work or (self.masks is not None and self.masks.has_work)
 
     @torch.inference_mode()
-    def step(self) -> list[EngineOutput]:
-        """Computes one batch and returns what it brought; an empty list if there was nothing to do."""
+    def step(self, begin: Callable[[list[Chunk]], None] = lambda chunks: None) -> list[EngineOutput]:
+        """Computes one batch and returns what it brought, if anything; `begin` gets its chunks before that."""
         outputs = self._collect_masks()
         if not self.scheduler.has_work:
             return outputs
+        # Not right behind the step that this is about: so its tokens go out before the draft reads a prompt.
+        if self.speculation is not None:
+            self.speculation.guess()
         began = time.monotonic()
-        chunks = self._encode_images(self.scheduler.schedule(), outputs)
+        begin(chunks := self.scheduler.schedule())
+        chunks = self._encode_images(chunks, outputs)
         computed = self._forward(chunks, outputs)
         for (chunk, hidden_TD), logits_KV in zip(computed, self._due_logits(computed), strict=True):
             tokens: list[TokenOutput] = []
@@ -120,10 +118,12 @@ class Engine:
                 output = self._advance(chunk, hidden_TD, logits_KV, tokens)
             except Exception as error:
                 output = self._fail(chunk.sequence, error, tokens)
+            for token, experts in zip(tokens, chunk.sequence.routes, strict=False):
+                token.experts = experts
             if output is not None:
                 outputs.append(output)
         if self.speculation is not None:
-            self.speculation.guess(computed, began)
+            self.speculation.follow(computed, time.monotonic() - began)
         self._stats.num_steps += 1
         return outputs
 
@@ -315,6 +315,7 @@ class Engine:
         if not sequence.reported:
             sequence.reported = True
             output.num_cached_tokens = sequence.num_cached or 0
+            output.queue_seconds = sequence.queue_seconds or 0.0
             output.prompt_logprobs = sequence.prompt_logprobs
         return output
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ventoux.engine.sequence import Sequence, TokenMask
-from ventoux.errors import InvalidRequestError
+from ventoux.errors import EngineError, InvalidRequestError
 
 MaskFactory = Callable[[str], TokenMask]
 # What passes the server's checks takes a second at most; but machines are busy, and the first one loads a vocabulary.
@@ -92,7 +92,14 @@ class MaskCompiler:
     def _start_thread(self) -> None:
         # A daemon: a grammar that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="ventoux-grammars", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            # No more threads can be had: those who wait are refused, and the next one tries again.
+            self._thread = None
+            while self._todo:
+                self._todo.popleft().outcome = error
+            self._news.set()
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
@@ -101,6 +108,9 @@ class MaskCompiler:
                 outcome = self._factory(job.grammar)
             except Exception as error:
                 outcome = error
+            except BaseException as error:
+                # A panic of native code is none, and would end this thread with all that wait for it.
+                outcome = EngineError(f"the grammar compiler failed: {error!r}")
             with self._lock:
                 job.outcome = job.outcome or outcome
             self._news.set()

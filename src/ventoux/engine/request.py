@@ -39,6 +39,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     # A Lark grammar (llguidance) that the output must follow; None: free.
     grammar: str | None = None
+    routed_experts: bool = False  # say which experts computed each token
 
     def check(self, vocab_size: int) -> None:
         """Raises InvalidRequestError naming the field, if any value is of another type or out of its range."""
@@ -87,14 +88,17 @@ class TokenOutput(msgspec.Struct, array_like=True):
     # The chosen token first, then the k most likely (the chosen one may come up again); empty if not asked for.
     logprobs: list[TokenLogprob] = []
     drafted: bool = False  # a draft had guessed it
+    # If asked for: per layer, the experts of the row that the token was sampled from.
+    experts: list[list[int]] = []
 
 
 class EngineOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output"):
     """What one step brought for one sequence of a request.
 
-    The first output of a sequence carries `num_cached_tokens` and, if asked for, `prompt_logprobs` (one entry per
-    prompt token; the first is empty). `finish_reason` ends the sequence; `stop_token_id` says which id ended it,
-    and that id is not among `tokens`. `error` is set exactly when `finish_reason` is "error".
+    The first output of a sequence carries `num_cached_tokens`, `queue_seconds` (from the request's arrival at the
+    engine to the sequence's first step) and, if asked for, `prompt_logprobs` (one entry per prompt token; the first is
+    empty). `finish_reason` ends the sequence; `stop_token_id` says which id ended it, and that id is not among
+    `tokens`. `error` is set exactly when `finish_reason` is "error".
     """
 
     request_id: str
@@ -105,6 +109,7 @@ class EngineOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output
     error: str | None = None
     error_code: str | None = None
     num_cached_tokens: int = 0
+    queue_seconds: float = 0.0
     prompt_logprobs: list[list[TokenLogprob]] | None = None
     # Tokens that were guessed for this sequence so far, and how many of them came true.
     num_drafted_tokens: int = 0
@@ -112,7 +117,7 @@ class EngineOutput(msgspec.Struct, kw_only=True, omit_defaults=True, tag="output
 
 
 class EngineStats(msgspec.Struct, kw_only=True, tag="stats"):
-    """A snapshot of the engine, taken after each step."""
+    """A snapshot of the engine, taken after each step. The last two fields are filled in by who supervises it."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -130,3 +135,5 @@ class EngineStats(msgspec.Struct, kw_only=True, tag="stats"):
     spec_decode_num_draft_tokens: int = 0
     spec_decode_num_accepted_tokens: int = 0
     spec_decode_num_accepted_tokens_per_pos: list[int] = []
+    num_engine_restarts: int = 0
+    is_silent: bool = False  # no sign of life for almost a second

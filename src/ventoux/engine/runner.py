@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from ventoux.cache.latent import make_latent_cache
 from ventoux.engine.batch import Span, build
 from ventoux.engine.request import ImageInput
+from ventoux.engine.routing import keep_routes, recorded_routes
 from ventoux.engine.scheduler import Chunk
 from ventoux.model.mistral4 import Mistral4
 from ventoux.plan import EnginePlan
@@ -31,7 +33,12 @@ class Runner:
         """Computes the chunks, writes their latents, and returns hidden states [T, D] in packed order."""
         spans = [Span(chunk.sequence, chunk.start, chunk.token_ids) for chunk in chunks]
         inputs = build(spans, self.plan.page_size, self.images, self.plan.device)
-        return self.model(inputs, self.cache)
+        if not any(chunk.sequence.params.routed_experts for chunk in chunks):
+            return self.model(inputs, self.cache)
+        with recorded_routes(self.model) as routes:
+            hidden_TD = self.model(replace(inputs, block_by_block=True), self.cache)
+        keep_routes(chunks, routes)
+        return hidden_TD
 
     def logits(self, hidden_KD: torch.Tensor) -> torch.Tensor:
         """Logits [K, V] of hidden states, in fp32."""

@@ -7,6 +7,7 @@ When pages run out, the youngest running sequence gives its pages back and is re
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -132,6 +133,7 @@ class Scheduler:
             self.running.append(sequence)
             if sequence.num_cached is None:  # after a preemption it finds its own pages, which saved nothing
                 sequence.num_cached = sequence.num_computed
+                sequence.queue_seconds = time.monotonic() - sequence.arrived
                 self.prefix_queries += len(sequence.token_ids)
                 self.prefix_hits += sequence.num_computed
             chunks.append(Chunk(sequence, sequence.num_computed, length))

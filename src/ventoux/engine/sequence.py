@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -70,9 +71,14 @@ class Sequence:
     finish_reason: FinishReason | None = None
     prompt_logprobs: list | None = None
     reported: bool = False
+    # Monotonic time of arrival, and how long it took from there to the first step.
+    arrived: float = field(default_factory=time.monotonic)
+    queue_seconds: float | None = None
     draft_ids: list[int] = field(default_factory=list)
     num_drafted: int = 0  # guesses that were computed, and how many of them came true
     num_accepted: int = 0
+    # If asked for: experts by row [rows][layers][top k], of the rows that the next tokens are sampled from.
+    routes: list[list[list[int]]] = field(default_factory=list)
 
     @property
     def params(self) -> SamplingParams:

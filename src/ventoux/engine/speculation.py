@@ -1,92 +1,76 @@
-"""When to guess, how much, and what came of it: between the engine and a drafter.
-
-Guessing pays while the weights that a step reads are its cost and guesses come true, and stops paying as sequences are
-many or the text is hard to guess. Both are measured: for every number of sequences (by powers of two) and every number
-of guesses, the tokens per second that such steps brought. Now and then another number is tried, for two steps, of which
-the second counts: the first catches up on what the draft has not seen.
-"""
+"""When to guess and how much, between the engine and a drafter: the pace, and room for what is guessed."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from weakref import WeakSet
 
 import torch
 
 from ventoux.engine.drafting import Drafter, Progress
+from ventoux.engine.pace import Pace
 from ventoux.engine.scheduler import Chunk, Scheduler
 from ventoux.engine.sequence import Sequence
 from ventoux.plan import EnginePlan
 
 logger = logging.getLogger(__name__)
-# Two of 64 steps are spent on another number of guesses: where those take twice as long, that is 3 %.
-TRY_EVERY = 64
-TRY_STEPS = 2
-SMOOTHING = 0.2
-FIRST_STEPS = 4  # of each number, when as many sequences are met for the first time
-
-
-class Pace:
-    def __init__(self, most: int, adaptive: bool = True):
-        self.most, self.adaptive = most, adaptive
-        self._rates: dict[tuple[int, int], float] = {}
-        self._counts: Counter[tuple[int, int]] = Counter()
-        self._steps = 0
-        self._trying = most
-        self._previous: dict[int, int] = {}  # guesses of the last step with as many sequences
-
-    def choose(self, num_sequences: int) -> int:
-        """Guesses per sequence for the next step."""
-        if not self.adaptive:
-            return self.most
-        self._steps += 1
-        bucket = num_sequences.bit_length()
-        phase = self._steps % TRY_EVERY
-        if phase == 0:
-            self._trying = (self._trying - 1) % (self.most + 1)
-        return self._trying if phase < TRY_STEPS else self._best(bucket)
-
-    def note(self, num_sequences: int, guesses: int, num_tokens: int, seconds: float) -> None:
-        """What a step of answers alone brought, guesses for the next one included."""
-        bucket = num_sequences.bit_length()
-        key = (bucket, guesses)
-        if self._previous.get(bucket) == guesses and seconds > 0:
-            rate, weight = num_tokens / seconds, max(SMOOTHING, 1 / (1 + self._counts[key]))
-            self._rates[key] = self._rates.get(key, 0.0) * (1 - weight) + rate * weight
-            self._counts[key] += 1
-        self._previous[bucket] = guesses
-
-    def _best(self, bucket: int) -> int:
-        """The fastest, once each was seen a few times, from the most down."""
-        for k in range(self.most, -1, -1):
-            if self._counts[bucket, k] < FIRST_STEPS:
-                return k
-        return max(range(self.most + 1), key=lambda k: self._rates[bucket, k])
 
 
 class Speculation:
-    """Asks the drafter after every step, for as many tokens as there is use and room for."""
+    """Asks the drafter between steps, for as many tokens as there is use and room for."""
 
     def __init__(self, drafter: Drafter, scheduler: Scheduler, plan: EnginePlan, vocab_size: int):
         self.drafter, self.scheduler, self.plan = drafter, scheduler, plan
         self.vocab_size = vocab_size
         self.pace = Pace(plan.num_speculative_tokens, plan.adaptive_speculation)
+        self._last_step: list[tuple[Chunk, torch.Tensor]] = []
+        self._answer_seconds: float | None = None
+        self.met: WeakSet[Sequence] = WeakSet()
+        # While guesses do not pay, few prompts are worth reading; a sequence whose prompt was not read gets no guesses.
+        self.followed: WeakSet[Sequence] = WeakSet()
 
-    def guess(self, computed: list[tuple[Chunk, torch.Tensor]], began: float) -> None:
-        """Leaves guesses in those sequences of a step that go on. `began`: when the step did, in monotonic seconds.
+    def follow(self, computed: list[tuple[Chunk, torch.Tensor]], seconds: float) -> None:
+        """A step has computed these hidden states, in so many seconds."""
+        self._last_step = [pair for pair in computed if pair[0].sequence.finish_reason is None]
+        # Only steps without prompts tell what guesses bring.
+        self._answer_seconds = seconds if all(chunk.num_known == 1 for chunk, _ in computed) else None
+
+    def guess(self) -> None:
+        """Leaves guesses in those sequences of the last step that go on.
 
         A drafter that fails costs the guesses, not the requests.
         """
-        going_on = [(chunk, hidden_TD) for chunk, hidden_TD in computed if chunk.sequence.finish_reason is None]
-        answering = [chunk for chunk, _ in going_on if chunk.sequence.num_generated]
-        most = self.pace.choose(len(answering))
+        # Without those that were aborted since.
+        going_on = [pair for pair in self._last_step if pair[0].sequence.finish_reason is None]
+        self._last_step, began = [], time.monotonic()
+        if not going_on:
+            return
+        answering = [chunk.sequence for chunk, _ in going_on if chunk.sequence.num_generated]
+        self._meet([chunk.sequence for chunk, _ in going_on], len(answering))
+        followed = [pair for pair in going_on if pair[0].sequence in self.followed]
+        all_followed = all(sequence in self.followed for sequence in answering)
+        most = self.pace.choose(len(answering), may_try=all_followed)
         progress = [
             Progress(
                 c.sequence, c.start, hidden_TD[: c.sequence.num_computed - c.start], self._wanted(c.sequence, most)
             )
-            for c, hidden_TD in going_on
+            for c, hidden_TD in followed
         ]
+        self._propose(progress)
+        if self._answer_seconds is not None and (all_followed or most == 0):
+            num_tokens = sum(chunk.sequence.num_computed - chunk.start for chunk, _ in going_on)
+            self.pace.note(num_tokens, self._answer_seconds + time.monotonic() - began)
+
+    def _meet(self, sequences: list[Sequence], num_answering: int) -> None:
+        """Decides about those seen for the first time whether the drafter follows them."""
+        for sequence in sequences:
+            if sequence not in self.met:
+                self.met.add(sequence)
+                if self.pace.reads_prompt(num_answering + 1):
+                    self.followed.add(sequence)
+
+    def _propose(self, progress: list[Progress]) -> None:
         try:
             proposals = self.drafter.propose(progress)
             if not all(0 <= token_id < self.vocab_size for token_ids in proposals for token_id in token_ids):
@@ -95,10 +79,6 @@ class Speculation:
                 p.sequence.draft_ids = token_ids[: p.wanted]
         except Exception:
             logger.exception("drafting failed; the next step has no guesses")
-        if answering and all(chunk.num_known == 1 for chunk, _ in computed):
-            guesses = max(len(chunk.draft_ids) for chunk, _ in computed)
-            num_tokens = sum(len(p.hidden_KD) for p in progress)
-            self.pace.note(len(answering), guesses, num_tokens, time.monotonic() - began)
 
     def _wanted(self, sequence: Sequence, most: int) -> int:
         """No more guesses than tokens may follow before the last one, and pages for them."""

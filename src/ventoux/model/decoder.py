@@ -35,6 +35,8 @@ class ForwardInputs:
     layout: AttentionLayout | None = None
     image_idx_M: Tensor | None = None
     image_rows_MD: Tensor | None = None
+    # Even where one operator could run all layers: so that hooks see what happens inside. The same bits either way.
+    block_by_block: bool = False
 
 
 class Block(nn.Module):
@@ -96,8 +98,9 @@ class BlockStack(nn.Module):
         inv_freq = yarn_inv_freq(rope, self.config.qk_rope_head_dim).to(x_TD.device)
         angles_TR2 = inputs.positions_T.float()[:, None] * inv_freq
         positions = Positions(angles_TR2.cos(), angles_TR2.sin(), query_scale(inputs.positions_T, rope))
-        if self.ops.layers is not None and cache is not None and inputs.layout is not None:
-            return self.norm(self.ops.layers(x_TD, self.weights, positions, cache, inputs.layout))
+        run_all = None if inputs.block_by_block else self.ops.layers
+        if run_all is not None and cache is not None and inputs.layout is not None:
+            return self.norm(run_all(x_TD, self.weights, positions, cache, inputs.layout))
         for i, layer in enumerate(self.layers):
             x_TD = layer(x_TD, positions, inputs.lengths, inputs.layout, cache[i] if cache is not None else None)
         return self.norm(x_TD)

@@ -155,6 +155,25 @@ def quantize_nvfp4(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes[..., 0::2] | codes[..., 1::2] << 4, group_scale, global_scale.reshape(1)
 
 
+def to_fp8(weight: Tensor) -> Fp8Weight:
+    """A copy of a dense [F, D] with one scale, as `quantize_fp8` finds it."""
+    codes, scale = quantize_fp8(weight)
+    return Fp8Weight(codes, scale.repeat(len(codes)))
+
+
+def to_nvfp4(weight: Tensor) -> Nvfp4Weight:
+    """A copy of a dense [F, D], a block of rows at a time, each with a global scale of its own."""
+    blocks = [quantize_nvfp4(rows_FD) for rows_FD in weight.split(2048)]
+    codes, group_scales, global_scales = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    sizes = torch.tensor([len(codes) for codes, _, _ in blocks], device=weight.device)
+    return Nvfp4Weight(codes, group_scales, global_scales.reciprocal().repeat_interleave(sizes))
+
+
+def nvfp4_bytes(num_values: int) -> int:
+    """Codes and group scales; row scales are few."""
+    return num_values // 2 + num_values // GROUP
+
+
 def _round_e2m1(values: Tensor) -> Tensor:
     """Nibbles (uint8) of the nearest e2m1 numbers; beyond 6 they saturate, halves go to the even code."""
     bounds = torch.tensor(_BOUNDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -16,7 +15,6 @@ from ventoux.server.errors import ApiError, from_engine
 from ventoux.server.service import Place, Service, shutting_down
 from ventoux.text.answer import AnswerEvent, AnswerStream
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -48,10 +46,13 @@ async def generate(
     try:
         async with aclosing(outputs):
             async for output in outputs:
-                # The prompt has been computed. Images that were found in the cache keep their pixels to the end.
-                if is_first and place is not None and not output.num_cached_tokens:
-                    service.release_pixels(place)
+                if is_first and place is not None:
+                    # The prompt has been computed. Images that were found in the cache keep their pixels to the end.
+                    if not output.num_cached_tokens:
+                        service.release_pixels(place)
+                    service.release_tokens(place, min(len(request.prompt_token_ids), place.queued_tokens))
                 is_first = False
+                timer.started(output.queue_seconds)
                 stream = streams[output.index]
                 if stream.finish_reason is not None:
                     continue
@@ -75,17 +76,7 @@ async def generate(
         raise
     finally:
         service.running.discard(request.request_id)
-        timer.finish(reason)
-        logger.info(
-            "%s %s: %d prompt tokens (%d cached), %d new, first after %.3f s, all after %.3f s",
-            request.request_id,
-            reason,
-            len(request.prompt_token_ids),
-            max(s.num_cached_tokens for s in streams),
-            sum(s.num_tokens for s in streams),
-            timer.first_token_seconds,
-            timer.total_seconds,
-        )
+        timer.finish(reason, max(s.num_cached_tokens for s in streams), max(s.num_tokens for s in streams))
 
 
 async def merge(iterators: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:

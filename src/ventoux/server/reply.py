@@ -34,10 +34,10 @@ async def reply(
     whole: Callable[[Service, J], Awaitable[dict[str, Any]]],
     framing: Framing = OPENAI,
 ) -> Response:
-    """Prepares the job once the engine is known to be ready; then streams `events` of it, or waits for `whole`."""
+    """Prepares the job once the engine is known to run; then streams `events` of it, or waits for `whole`."""
 
     async def answer() -> Response:
-        service.check_ready()
+        service.check_running()
         job = await prepare()
         if stream:
             return EventStream(events(service, job), job.headers, framing)

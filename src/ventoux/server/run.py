@@ -11,17 +11,18 @@ import logging
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
 
 from ventoux.config import ServerConfig
-from ventoux.errors import ConfigError
+from ventoux.errors import ConfigError, EngineDeadError
 from ventoux.server.protocol import Protocol
+from ventoux.server.tls import tls_context
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -51,6 +52,8 @@ class Backend:
     tokenizer: Tokenizer
     served_names: tuple[str, ...]
     max_model_len: int
+    # Set when the engine has died and nobody tries to start it again.
+    gave_up: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 # Entering starts the engine and waits until it can work; leaving ends it.
@@ -64,6 +67,7 @@ def serve(config: ServerConfig, start: BackendFactory, *, on_ready: Callable[[st
 
     Raises:
         ConfigError: the address cannot be listened on.
+        EngineDeadError: the engine has died and cannot be started again.
     """
     with bind(config.host, config.port) as sock:
         asyncio.run(_Lifetime(config, sock, start, on_ready).run())
@@ -93,9 +97,9 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, scheme: str = "http") -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Gate:
@@ -162,7 +166,9 @@ class _Lifetime:
     ):
         self._config = config
         self._sock = sock
-        self._url = url_of(sock)
+        # An early look: a certificate that cannot be used is told before a model is loaded.
+        self._tls = tls_context(config)
+        self._url = url_of(sock, "https" if self._tls else "http")
         self._start = start
         self._on_ready = on_ready
         # First signal, second signal.
@@ -184,6 +190,7 @@ class _Lifetime:
                 ws="none",
                 server_header=False,
                 root_path=self._config.root_path,
+                ssl_context_factory=None if (tls := self._tls) is None else lambda *_: tls,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=3,
             )
@@ -225,8 +232,10 @@ class _Lifetime:
                 logger.info("serving %s at %s", ", ".join(backend.served_names), self._url)
                 if self._on_ready:
                     self._on_ready(self._url)
-                await self._stop.wait()
+                await _any(self._stop.wait(), backend.gave_up.wait())
                 await self._drain(app.state.service)
+                if backend.gave_up.is_set() and not self._stop.is_set():
+                    raise EngineDeadError("The engine has ended and could not be started again; the log says why.")
 
     async def _drain(self, service: Service) -> None:
         service.drain()
@@ -242,6 +251,14 @@ class _Lifetime:
             async with asyncio.timeout(seconds):
                 while service.num_in_flight and not self._now.is_set():
                     await asyncio.sleep(0.02)
+
+
+async def _any(*waits: Coroutine[Any, Any, object]) -> None:
+    """Returns when the first of them does."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 def _import_create_app() -> Callable[..., FastAPI]:

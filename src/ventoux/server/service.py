@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ventoux.config import ServerConfig
 from ventoux.engine.client import EngineClient
+from ventoux.engine.request import EngineStats
 from ventoux.errors import EngineDeadError, ModelNotFoundError
 from ventoux.server.errors import ApiError
 from ventoux.server.media import MediaFetcher
@@ -33,6 +34,7 @@ class Place:
     """What one admitted request holds; given back at the end of its answer, whatever becomes of it."""
 
     pixel_bytes: int = 0
+    queued_tokens: int = 0
 
 
 class Service:
@@ -68,6 +70,7 @@ class Service:
         self.draining = False
         self.num_in_flight = 0
         self.pixel_bytes = 0
+        self.queued_tokens = 0
         # Ids of requests that the engine is working on.
         self.running: set[str] = set()
 
@@ -84,6 +87,7 @@ class Service:
             yield place
         finally:
             self.release_pixels(place)
+            self.release_tokens(place, place.queued_tokens)
             self.num_in_flight -= 1
 
     def hold_pixels(self, place: Place, num_bytes: int) -> None:
@@ -101,6 +105,21 @@ class Service:
         self.pixel_bytes -= place.pixel_bytes
         place.pixel_bytes = 0
 
+    def hold_tokens(self, place: Place, count: int) -> None:
+        """Counts prompt tokens as waiting for the engine. Raises ApiError 503 if too many others wait already.
+
+        A request alone is always taken.
+        """
+        if self.queued_tokens and self.queued_tokens + count > self.config.max_queued_tokens:
+            raise ApiError(503, "Too many prompt tokens are waiting; try again later.", code="overloaded")
+        place.queued_tokens += count
+        self.queued_tokens += count
+
+    def release_tokens(self, place: Place, count: int) -> None:
+        """So many of them have been computed."""
+        self.queued_tokens -= count
+        place.queued_tokens -= count
+
     def model(self, name: str | None) -> str:
         """The served name that a request means. Raises ModelNotFoundError."""
         if name is None:
@@ -109,12 +128,23 @@ class Service:
             raise ModelNotFoundError(name[:200], self.served_names)
         return name
 
+    def check_running(self) -> None:
+        """Raises ApiError 503 if a request that comes now would not be taken."""
+        self._stats()
+
     def check_ready(self) -> None:
-        """Raises ApiError 503 if no token can move now."""
+        """Raises ApiError 503 if no token can move now.
+
+        That may be a matter of a moment, and a request that comes now would be answered after it.
+        """
+        if self._stats().is_silent:
+            raise ApiError(503, "The engine gives no sign of life.", code="engine_silent")
+
+    def _stats(self) -> EngineStats:
         if self.draining:
             raise shutting_down()
         try:
-            self.engine.stats()
+            return self.engine.stats()
         except EngineDeadError:
             raise ApiError(503, "The engine is not running.", code="engine_dead") from None
 

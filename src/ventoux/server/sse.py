@@ -20,8 +20,6 @@ T = TypeVar("T")
 
 # Seconds of silence after which a ping goes out: proxies cut idle connections, often after 30 to 60.
 PING_SECONDS = 15.0
-# A client that does not take a chunk for so long is treated as gone.
-WRITE_TIMEOUT = 60.0
 _encode = msgspec.json.encode
 
 
@@ -104,8 +102,8 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._events()) as events, aclosing(_with_pings(events, self._framing.ping)) as lines:
             async for line in lines:
-                await _write(send, line, more=True)
-        await _write(send, b"", more=False)
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         try:
@@ -116,14 +114,6 @@ class EventStream(Response):
             yield self._framing.write(self._framing.error(to_api_error(e)))
         if self._framing.end:
             yield self._framing.end
-
-
-async def _write(send: Send, body: bytes, *, more: bool) -> None:
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT):
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-    except TimeoutError:
-        raise ClientGoneError from None
 
 
 async def _with_pings(events: AsyncGenerator[bytes, None], ping: bytes) -> AsyncGenerator[bytes, None]:
