@@ -145,10 +145,10 @@ def test_divergence_of_logits(sources, tmp_path):
     dtype = compute_dtype(open_checkpoint(sources / "native"))
     assert dtype == torch.float32
     kls = []
-    source = logits_of(sources / "native", REFERENCE, dtype, prompts)
+    source = logits_of(open_checkpoint(sources / "native"), REFERENCE, dtype, prompts)
     for form in ("fp8", "nvfp4"):
         quantize(sources / "native", tmp_path / form, form)
-        found = divergence(source, logits_of(tmp_path / form, REFERENCE, dtype, prompts))
+        found = divergence(source, logits_of(open_checkpoint(tmp_path / form), REFERENCE, dtype, prompts))
         assert 0 < found.mean_kl < found.max_kl and found.same_top_token > 0.5
         kls.append(found.mean_kl)
     assert kls[0] < kls[1], "8 bits are closer than 4"

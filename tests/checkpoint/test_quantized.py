@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint.test_load import MEASURE
 from tests.engines import prompt, request, run, tiny_engine
 from tests.tiny import tiny_config, tiny_draft_config, wide_config, write_tiny
-from ventoux.checkpoint.files import open_checkpoint
+from ventoux.checkpoint.files import narrow, open_checkpoint
 from ventoux.checkpoint.load import load_draft, load_model
 from ventoux.checkpoint.quantize import quantize
 from ventoux.checkpoint.reader import ShardReader, read_all
@@ -519,3 +519,35 @@ def test_peak_memory_is_the_quantized_weights(tmp_path, form):
     rise = int(done.stdout.split()[1])
     assert size > 50_000_000
     assert rise < 1.15 * size + 20_000_000
+
+
+@pytest.mark.parametrize("form", ["fp8", "nvfp4"])
+def test_quantized_while_loading_is_quantized_before(originals, tmp_path, form):
+    """`--attention-format` and `--head-format`: the weights that `ventoux quantize` writes, in the bytes that the plan
+    counts; all else as stored."""
+    folder = originals / "native"
+    quantize(folder, tmp_path / "written", form, attention=form, head=form)
+    written = load_model(open_checkpoint(tmp_path / "written"), REFERENCE, dtype=torch.float32)
+    narrowed = narrow(open_checkpoint(folder), {"attention": form, "head": form})
+    model = load_model(narrowed, REFERENCE, dtype=torch.float32)
+    kind = {"fp8": Fp8Weight, "nvfp4": Nvfp4Weight}[form]
+    for name in ("lm_head", "language_model.layers.1.self_attn.q_b_proj", "language_model.layers.0.self_attn.o_proj"):
+        now, before = model.get_submodule(name).weight, written.get_submodule(name).weight
+        assert isinstance(now, kind) and torch.equal(now.dequantize(torch.float32), before.dequantize(torch.float32))
+    assert isinstance(model.get_parameter("language_model.layers.1.mlp.experts.down_proj"), torch.Tensor)
+    quantized = {n: m.weight for n, m in model.named_modules() if isinstance(getattr(m, "weight", None), kind)}
+    facts = narrowed.weights()
+    assert (
+        sum(weight.nbytes for weight in quantized.values()) == facts.quantized_bytes
+        and f"head {form} (made" in facts.formats
+    )
+
+
+def test_what_cannot_be_quantized_while_loading_is_said(originals, tmp_path):
+    with pytest.raises(CheckpointError, match="attention is stored as fp8 already"):
+        narrow(open_checkpoint(originals / "mixed"), {"attention": "nvfp4", "head": "stored"})
+    odd = write_tiny(tmp_path, config=tiny_config(), dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError, match="divisible by 16"):
+        narrow(open_checkpoint(odd), {"attention": "nvfp4"})
+    with pytest.raises(CheckpointError, match="no head"):
+        narrow(open_checkpoint(write_tiny(tmp_path / "draft", config=tiny_draft_config())), {"head": "fp8"})

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from tests.engines import generate, request, tiny_engine
-from tests.tiny import tiny_config, tiny_model, write_tiny
+from tests.tiny import tiny_config, tiny_model, wide_config, write_tiny
+from ventoux.checkpoint.files import open_checkpoint
 from ventoux.cli import main
 from ventoux.config import Speculation
 from ventoux.errors import ConfigError, EngineError
 from ventoux.evals import bench, machine
+from ventoux.evals.bench_formats import formats
 from ventoux.evals.bench_serve import ServeBench, percentiles
 from ventoux.model.tensors import tensor_table
 from ventoux.ops.formats import Fp8Weight, quantize_fp8
+from ventoux.ops.reference import REFERENCE
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +104,12 @@ def test_decode_counts_what_guesses_brought(monkeypatch):
     engine = tiny_engine(make_drafter=lambda runner, plan: Right(), speculation=Speculation("test", 2, adaptive=False))
     clock = iter(range(10_000))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    assert bench.acceptance(engine) is None
     measured = bench.latency(engine, prompt_tokens=[8], batch_sizes=[1], new_tokens=19, repeats=1)
     assert measured["decode"][0]["tokens_per_second"]["median"] == 3
+    found = bench.acceptance(engine)
+    assert found["mean_accepted_tokens"] == 2 and found["acceptance_by_position"] == [1, 1]
+    assert found["num_draft_tokens"] == 2 * found["num_drafts"] == 12
 
 
 def test_share_of_bandwidth():
@@ -246,3 +253,12 @@ def test_serve_without_a_server(capsys):
 def test_percentiles_by_nearest_rank():
     assert percentiles([i / 1000 for i in range(100)]) == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
     assert percentiles([]) == {"p50": None, "p90": None, "p99": None}
+
+
+def test_formats_say_how_far_the_logits_moved(tmp_path):
+    """Coarser codes take fewer bytes and are further away; a head alone moves less than head and attention."""
+    folder = write_tiny(tmp_path, config=wide_config(), dtype=torch.bfloat16)
+    chosen = [("stored", "fp8"), ("stored", "nvfp4"), ("nvfp4", "nvfp4")]
+    near, middle, far = formats(open_checkpoint(folder), REFERENCE, chosen)
+    assert 0 < near["mean_kl"] < middle["mean_kl"] < far["mean_kl"] < 1
+    assert near["weight_bytes"] > middle["weight_bytes"] > far["weight_bytes"]

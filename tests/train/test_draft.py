@@ -10,7 +10,9 @@ from ventoux.checkpoint.load import load_draft
 from ventoux.checkpoint.write import model_rows, write_checkpoint
 from ventoux.config import Speculation, StoredWeights
 from ventoux.engine.drafting import EagleDrafter
+from ventoux.errors import ConfigError
 from ventoux.model.decoder import ForwardInputs
+from ventoux.ops.cpu import instruction_sets, native_operators
 from ventoux.ops.reference import REFERENCE
 from ventoux.train.draft import DraftTrainConfig, DraftTrainer, draft_config, pack
 from ventoux.train.record import load_recordings, record
@@ -76,11 +78,40 @@ def test_slots_pair_a_state_with_the_next_token_and_aim_at_the_one_after(tmp_pat
     assert batch.has_next_T[:n].tolist() == [True] * (n - 1) + [False]
 
 
+def test_other_prompts_or_another_model_are_not_taken_for_the_recorded_ones(tmp_path):
+    """Hidden states of one model and the head of another: the draft would learn nonsense, and nobody be told."""
+    engine = tiny_engine(1024, enable_prefix_caching=False)
+    list(record(engine, requests(2), tmp_path))
+    with pytest.raises(ConfigError, match="other prompts"):
+        next(record(engine, requests(3), tmp_path))
+    with torch.no_grad():
+        engine.runner.model.lm_head.weight.mul_(2)
+    with pytest.raises(ConfigError, match="another model"):
+        next(record(engine, requests(2), tmp_path))
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="no native operators")
+def test_what_the_target_was_loaded_with_does_not_matter(tmp_path):
+    """Native operators pass no gradients on: through them, the loss against the coming token would teach nothing."""
+    recorded(tmp_path / "data", requests(2))
+    (path,) = (tmp_path / "data").glob("*.safetensors")
+    config = DraftTrainConfig(steps=2, decay_steps=1, tokens_per_step=40, num_threads=1, regression=0.0)
+    learnt = []
+    for ops in (REFERENCE, native_operators(1)):
+        target = tiny_model()
+        target.ops = ops
+        trainer = DraftTrainer(config, target, [path, path], tmp_path / ops.name)
+        trainer.train(lambda record: None)
+        learnt.append(trainer.draft.eagle_linear.weight.detach())
+    untouched = DraftTrainer(config, tiny_model(), [path, path], tmp_path / "none").draft.eagle_linear.weight
+    assert torch.equal(*learnt) and not torch.allclose(learnt[0], untouched)
+
+
 def test_training_exporting_and_guessing(tmp_path):
     """A draft that has learned a handful of answers by heart guesses them in the engine; one without training not."""
     asked = requests(8)
     recorded(tmp_path / "data", asked)
-    (path,) = (tmp_path / "data").iterdir()
+    (path,) = (tmp_path / "data").glob("*.safetensors")
     config = DraftTrainConfig(
         steps=60, decay_steps=30, warmup_steps=5, tokens_per_step=150, learning_rate=1e-2, num_threads=1
     )
@@ -101,7 +132,7 @@ def test_training_exporting_and_guessing(tmp_path):
 
 def test_an_interrupted_training_goes_on(tmp_path):
     recorded(tmp_path / "data", requests(2))
-    (path,) = (tmp_path / "data").iterdir()
+    (path,) = (tmp_path / "data").glob("*.safetensors")
     short = DraftTrainConfig(steps=3, decay_steps=2, tokens_per_step=40, num_threads=1)
     DraftTrainer(short, tiny_model(), [path, path], tmp_path).train(lambda record: None)
     again = DraftTrainer(DraftTrainConfig(steps=5, decay_steps=2, num_threads=1), tiny_model(), [path, path], tmp_path)

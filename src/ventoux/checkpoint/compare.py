@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from ventoux.checkpoint.files import Checkpoint, open_checkpoint
+from ventoux.checkpoint.files import Checkpoint
 from ventoux.checkpoint.load import Progress, load_model
 from ventoux.errors import ConfigError
 from ventoux.hardware import probe_hardware
@@ -57,10 +56,10 @@ def check_memory(checkpoint: Checkpoint) -> None:
 
 
 def logits_of(
-    folder: Path | str, ops: Operators, dtype: torch.dtype, prompts: torch.Tensor, progress: Progress | None = None
+    checkpoint: Checkpoint, ops: Operators, dtype: torch.dtype, prompts: torch.Tensor, progress: Progress | None = None
 ) -> torch.Tensor:
     """Logits at every position of the prompts, fp32 [prompts * tokens, V]. The model is gone afterwards."""
-    model = load_model(open_checkpoint(folder), ops, dtype=dtype, progress=progress)
+    model = load_model(checkpoint, ops, dtype=dtype, progress=progress)
     num_prompts, length = prompts.shape
     inputs = ForwardInputs(prompts.flatten(), torch.arange(length).repeat(num_prompts), (length,) * num_prompts)
     with torch.inference_mode():

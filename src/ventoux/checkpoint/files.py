@@ -3,16 +3,25 @@ weights here; `reader.py` reads those, one parameter at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ventoux.checkpoint.keys import CONFIG_FILES, Layout, QuantFormat
 from ventoux.checkpoint.params import Facts, find_layout, read_facts
 from ventoux.checkpoint.schemes import FORMAT_NAMES
 from ventoux.checkpoint.shards import Shards, StoredTensor, read_shards
-from ventoux.checkpoint.stored import FP8_SCALES, Held, check, find, is_loaded_dense, weight_bytes
+from ventoux.checkpoint.stored import (
+    FP8_SCALES,
+    GROUP,
+    Held,
+    check,
+    find,
+    is_loaded_dense,
+    may_be_quantized,
+    weight_bytes,
+)
 from ventoux.config import ModelConfig, StoredWeights
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import HF_PREFIXES, Part, Piece, TensorRow, hf_name, tensor_table
@@ -33,7 +42,8 @@ class Checkpoint:
     """Facts and headers of one checkpoint. Opening it read no weights.
 
     `held` says for each parameter, by its path, which stored tensors make it up. `quantization` is that block of the
-    config file under its key, None where there is none.
+    config file under its key, None where there is none. `narrowed` says which parts are quantized while they are
+    loaded; see `narrow`.
     """
 
     folder: Path
@@ -44,6 +54,7 @@ class Checkpoint:
     stored: dict[str, StoredTensor]
     skipped: tuple[str, ...]
     held: dict[str, tuple[Held, ...]]
+    narrowed: Mapping[Part, QuantFormat] = field(default_factory=dict)
 
     @property
     def stored_bytes(self) -> int:
@@ -60,6 +71,13 @@ class Checkpoint:
         """How a parameter is stored; "bf16" stands for all plain types."""
         return self.held[row.path][0].format
 
+    def loaded_as(self, row: TensorRow) -> QuantFormat:
+        """What a parameter is in memory; "bf16" stands for the compute type."""
+        if is_loaded_dense(row):
+            return "bf16"
+        stored = self.format_of(row)
+        return self.narrowed.get(row.part, stored) if stored == "bf16" and may_be_quantized(row) else stored
+
     def formats_by_part(self) -> dict[Part, tuple[QuantFormat, ...]]:
         """The formats that occur in each part of the model."""
         found: dict[Part, set[QuantFormat]] = {}
@@ -69,15 +87,42 @@ class Checkpoint:
 
     def weights(self) -> StoredWeights:
         """What the plan has to know: how much stays as it is stored, and how much takes the compute type."""
-        kept = [row for row in self.rows if self.format_of(row) != "bf16" and not is_loaded_dense(row)]
-        parts = {part: "+".join(formats) for part, formats in self.formats_by_part().items()}
+        kept = [row for row in self.rows if self.loaded_as(row) != "bf16"]
+        stored = {part: "+".join(formats) for part, formats in self.formats_by_part().items()}
+        parts = stored | {part: f"{form} (made while loading)" for part, form in self.narrowed.items()}
         quantized = sum(row.num_parameters for row in kept)
         return StoredWeights(
             dense_parameters=sum(row.num_parameters for row in self.rows) - quantized,
             quantized_parameters=quantized,
-            quantized_bytes=sum(weight_bytes(row, self.format_of(row), 0) for row in kept),
+            quantized_bytes=sum(weight_bytes(row, self.loaded_as(row), 0) for row in kept),
             formats=", ".join(f"{part} {form}" for part, form in parts.items() if form != "bf16"),
         )
+
+
+def narrow(checkpoint: Checkpoint, formats: Mapping[Part, str]) -> Checkpoint:
+    """The same files, some parts of which are to be quantized while they are loaded: to "fp8" or "nvfp4"; "stored"
+    leaves a part as it is.
+
+    Raises:
+        CheckpointError: the model has no such part, it is quantized already, or its width does not fit NVFP4.
+    """
+    problems = []
+    wanted = {part: cast(QuantFormat, form) for part, form in formats.items() if form != "stored"}
+    for part, form in wanted.items():
+        rows = [row for row in checkpoint.rows if row.part == part and may_be_quantized(row)]
+        stored = {checkpoint.format_of(row) for row in rows} - {"bf16"}
+        if not rows:
+            problems.append(f"this model has no {part} of its own to quantize")
+        if stored:
+            problems.append(f"its {part} is stored as {' and '.join(sorted(stored))} already")
+        problems += [
+            f"{row.path} is {row.shape[-1]} wide; NVFP4 needs a width divisible by {GROUP}"
+            for row in rows
+            if form == "nvfp4" and row.shape[-1] % GROUP
+        ]
+    if problems:
+        raise CheckpointError(str(checkpoint.folder), problems)
+    return replace(checkpoint, narrowed=wanted)
 
 
 def open_checkpoint(folder: Path | str, layout: Literal["auto"] | Layout = "auto") -> Checkpoint:

@@ -13,11 +13,11 @@ import torch
 
 from ventoux.checkpoint.files import Checkpoint
 from ventoux.checkpoint.shards import FLOAT_DTYPES, StoredTensor
-from ventoux.checkpoint.stored import Held, is_loaded_dense, piece_shape
+from ventoux.checkpoint.stored import Held, piece_shape
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import Piece, TensorRow
 from ventoux.ops.cpu import empty
-from ventoux.ops.formats import FP8, GROUP, Fp8Weight, Nvfp4Weight, QuantizedWeight, Weight
+from ventoux.ops.formats import FP8, GROUP, Fp8Weight, Nvfp4Weight, QuantizedWeight, Weight, to_fp8, to_nvfp4
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -101,12 +101,14 @@ class ShardReader:
             raise CheckpointError(str(self._checkpoint.folder), self.problems)
 
     def load(self, row: TensorRow, dtype: torch.dtype, device: torch.device | str = "cpu") -> Weight:
-        """One parameter as the model wants it: quantized as stored, or dense in `dtype`."""
-        if self._checkpoint.format_of(row) == "bf16":
-            return self.read(row, dtype, device)
-        if is_loaded_dense(row):
+        """One parameter as the model wants it: quantized as stored, quantized now, or dense in `dtype`."""
+        stored, wanted = self._checkpoint.format_of(row), self._checkpoint.loaded_as(row)
+        if stored == wanted:
+            return self.read(row, dtype, device) if stored == "bf16" else self.read_quantized(row, device)
+        if wanted == "bf16":
             return self.read_quantized(row).dequantize(dtype).to(device)
-        return self.read_quantized(row, device)
+        plain = self.read(row, torch.bfloat16, device)
+        return to_fp8(plain) if wanted == "fp8" else to_nvfp4(plain)
 
     def read(self, row: TensorRow, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """A plain parameter, or the codes of an FP8 one, cast to `dtype`; bytes go straight into its own memory."""

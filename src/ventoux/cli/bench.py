@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--model", metavar="NAME", help="the server's model (default: its first)")
     serve.add_argument("--api-key", help="key that the server wants")
     serve.add_argument("--concurrency", type=_counts, default=[1, 8, 32], metavar="N,N", help="(default: 1,8,32)")
+    serve.add_argument(
+        "--chaos",
+        action="store_true",
+        help="a mixed load with aborts and hostile requests instead; exit status 1 if the server breaks a promise",
+    )
+    serve.add_argument(
+        "--duration", type=_count, default=1200, metavar="SECONDS", help="of --chaos (default: %(default)s)"
+    )
 
     described = "what a draft brings, by how many of its guesses come true"
     speculation = kinds.add_parser("speculation", help=described, description=described, allow_abbrev=False)
@@ -55,11 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     speculation.add_argument("--batch-size", type=_counts, default=[1, 8], metavar="N,N", help="(default: 1,8)")
     speculation.add_argument("--new-tokens", type=_count, default=64, metavar="N", help="per sequence (default: 64)")
 
+    described = "what --attention-format and --head-format do to the logits"
+    formats = kinds.add_parser("formats", help=described, description=described, allow_abbrev=False)
+    formats.add_argument("model", nargs="?", help=MODEL_HELP + "; it needs no tokenizer")
+
     for kind in (throughput, serve):
         kind.add_argument("--input-len", type=_count, default=128, metavar="N", help="prompt tokens (default: 128)")
         kind.add_argument("--output-len", type=_count, default=64, metavar="N", help="new tokens (default: 64)")
     for kind, repeats in ((latency, 3), (throughput, 1), (serve, 2), (speculation, 3)):
         kind.add_argument("--repeats", type=_count, default=repeats, metavar="N", help="(default: %(default)s)")
+    for kind in (latency, throughput, serve, speculation, formats):
         kind.add_argument("--output", type=Path, metavar="FILE", help="write the result there, as JSON")
         kind.add_argument("--note", default="", metavar="TEXT", help="put into the result file")
     for kind in (latency, throughput, speculation):
@@ -92,8 +106,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output is not None and args.output.is_dir():
         raise ConfigError(f"--output {args.output} is a folder; name a file in it.")
-    kinds = {"latency": _latency, "throughput": _throughput, "serve": _serve, "speculation": _speculation}
-    measure = kinds[args.what]
+    kinds: dict[str, Callable[[argparse.Namespace], _Measured]] = {
+        "latency": _latency,
+        "throughput": _throughput,
+        "serve": _serve,
+        "speculation": _speculation,
+        "formats": _formats,
+    }
+    measure = _chaos if args.what == "serve" and args.chaos else kinds[args.what]
     config, results, table = measure(args)
     Console().print(table)
     if args.output is not None:
@@ -102,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
             model = config["model"]
         write_result(args.output, result(args.what, model, config, results, args.note))
         print(f"wrote {args.output}")
-    return 0
+    for promise in results.get("broken", ()):
+        print(f"broken: {promise}", file=sys.stderr)
+    return 1 if results.get("broken") else 0
 
 
 # What a measurement gives: its configuration, its results, and a table of them.
@@ -128,7 +150,7 @@ def _latency(args: argparse.Namespace) -> _Measured:
     bandwidth = machine.memory_bandwidth()
     bench.add_shares(measured["decode"], bandwidth["bytes_per_second"])
     config = {**bench.model_facts(engine), "decode_prompt_tokens": bench.DECODE_PROMPT, "new_tokens": args.new_tokens}
-    results = {**measured, "memory": memory, "memory_bandwidth": bandwidth}
+    results = {**measured, "memory": memory, "memory_bandwidth": bandwidth, "speculation": bench.acceptance(engine)}
     return config, results, _latency_table(results)
 
 
@@ -137,7 +159,7 @@ def _latency_table(results: dict[str, Any]) -> Table:
     caption = (
         f"loaded in {memory['load_seconds']:.1f} s; resident at most {memory['peak_bytes'] / 2**30:.2f} GiB"
         f" ({memory['loaded_bytes'] / 2**30:.2f} GiB once loaded)\nmemory reads"
-        f" {bandwidth['bytes_per_second'] / 1e9:.1f} GB/s: {bandwidth['method']}"
+        f" {bandwidth['bytes_per_second'] / 1e9:.1f} GB/s: {bandwidth['method']}{_guesses(results)}"
     )
     table = _table("measured", "tokens/s", "min - max", "of memory speed", caption=caption)
     for row in results["prefill"]:
@@ -146,6 +168,14 @@ def _latency_table(results: dict[str, Any]) -> Table:
         share = f"{row['share_of_bandwidth']:.1%}"
         table.add_row(f"decode, batch of {row['batch_size']}", *_cells(row["tokens_per_second"]), share)
     return table
+
+
+def _guesses(results: dict[str, Any]) -> str:
+    """A line about speculation, if there was any."""
+    if (found := results["speculation"]) is None:
+        return ""
+    by_position = ", ".join(f"{share:.0%}" for share in found["acceptance_by_position"])
+    return f"\n{found['mean_accepted_tokens']:.2f} guesses came true per step with guesses; by position: {by_position}"
 
 
 def _throughput(args: argparse.Namespace) -> _Measured:
@@ -162,13 +192,36 @@ def _throughput(args: argparse.Namespace) -> _Measured:
             tick=tick,
         )
     results["memory"] = {**loading, "peak_bytes": machine.peak_memory()}
+    results["speculation"] = bench.acceptance(engine)
     table = _table(
         *("measured", "per second", "min - max"),
-        caption=f"{args.num_prompts} requests of {args.input_len} + {args.output_len} tokens",
+        caption=f"{args.num_prompts} requests of {args.input_len} + {args.output_len} tokens{_guesses(results)}",
     )
     for name in ("requests", "output_tokens", "total_tokens"):
         table.add_row(name.replace("_", " "), *_cells(results[f"{name}_per_second"]))
     return bench.model_facts(engine), results, table
+
+
+def _formats(args: argparse.Namespace) -> _Measured:
+    from ventoux.build import all_operators
+    from ventoux.checkpoint.compare import NUM_PROMPTS, PROMPT_TOKENS
+    from ventoux.checkpoint.files import open_checkpoint
+    from ventoux.checkpoint.hub import resolve_model
+    from ventoux.evals.bench_formats import formats
+    from ventoux.hardware import probe_hardware
+
+    checkpoint, ops = open_checkpoint(resolve_model(args.model)), all_operators(probe_hardware().num_cores)[0]
+    chosen = [("fp8", "fp8"), ("nvfp4", "fp8"), ("stored", "nvfp4"), ("nvfp4", "nvfp4")]
+    with loading_bar("loading and comparing") as progress:
+        rows = formats(checkpoint, ops, chosen, progress)
+    caption = f"against the weights as stored, on {NUM_PROMPTS} prompts of {PROMPT_TOKENS} random tokens"
+    table = _table("attention", "head", "weights", "KL, nats", "at most", "same top token", caption=caption)
+    for row in rows:
+        table.add_row(
+            *(row["attention"], row["head"], f"{row['weight_bytes'] / 2**30:.3f} GiB"),
+            *(f"{row['mean_kl']:.3g}", f"{row['max_kl']:.3g}", f"{row['same_top_token']:.1%}"),
+        )
+    return {"operators": ops.name}, {"formats": rows}, table
 
 
 def _speculation(args: argparse.Namespace) -> _Measured:
@@ -221,6 +274,24 @@ def _serve(args: argparse.Namespace) -> _Measured:
         )
     config = {"url": bench.url, "model": bench.model, "input_tokens": args.input_len, "output_tokens": args.output_len}
     return config, {"levels": levels}, table
+
+
+def _chaos(args: argparse.Namespace) -> _Measured:
+    from ventoux.evals.chaos import ABORTED, HOSTILE, Chaos
+
+    clients = max(args.concurrency)
+    chaos = Chaos(args.url, model=args.model, api_key=args.api_key, clients=clients, seconds=args.duration)
+    with loading_bar("disturbing", unit="s") as progress:
+        results = chaos.run(lambda seconds: progress(round(seconds), args.duration))
+    counts = results["requests"]
+    caption = ", ".join(f"{count} {what}" for what, count in counts.items())
+    table = _table("process", "second quarter, MiB", "last quarter, MiB", "peak, MiB", "file handles", caption=caption)
+    for row in results["processes"]:
+        sizes = (row[name] / 2**20 for name in ("second_quarter_bytes", "last_quarter_bytes", "peak_bytes"))
+        handles = f"{row['file_handles_before']} - {row['file_handles_after']}"
+        table.add_row(row["process"], *(f"{size:.1f}" for size in sizes), handles)
+    config = {"url": chaos.url, "model": chaos.model, "clients": clients, "seconds": args.duration}
+    return {**config, "share_aborted": ABORTED, "share_hostile": HOSTILE}, results, table
 
 
 def _load(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:

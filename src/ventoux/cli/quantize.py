@@ -71,7 +71,7 @@ def _compare(src: Path, dst: Path) -> Divergence:
     both = []
     for folder, title in ((src, "loading the source"), (dst, "loading the result")):
         with loading_bar(title) as progress:
-            both.append(compare.logits_of(folder, ops, dtype, prompts, progress))
+            both.append(compare.logits_of(open_checkpoint(folder), ops, dtype, prompts, progress))
     return compare.divergence(*both)
 
 

@@ -94,6 +94,20 @@ def add_shares(decode: list[dict[str, Any]], bandwidth: float) -> None:
         row["share_of_bandwidth"] = steps_per_second * row["weight_bytes_per_step"] / bandwidth
 
 
+def acceptance(engine: Engine) -> dict[str, Any] | None:
+    """What came of all guesses so far; None if there were none. Random prompts say nothing about text."""
+    stats = engine.stats()
+    drafts = stats.spec_decode_num_drafts
+    if not drafts:
+        return None
+    return {
+        "num_drafts": drafts,
+        "num_draft_tokens": stats.spec_decode_num_draft_tokens,
+        "mean_accepted_tokens": stats.spec_decode_num_accepted_tokens / drafts,
+        "acceptance_by_position": [count / drafts for count in stats.spec_decode_num_accepted_tokens_per_pos],
+    }
+
+
 def num_latency_runs(prompt_tokens: Sequence[int], batch_sizes: Sequence[int], repeats: int) -> int:
     return len(prompt_tokens) * (repeats + 1) + len(batch_sizes) * repeats
 

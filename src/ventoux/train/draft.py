@@ -20,6 +20,7 @@ from ventoux.config import ModelConfig
 from ventoux.model.decoder import ForwardInputs
 from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4
+from ventoux.ops.formats import dense
 from ventoux.ops.reference import REFERENCE
 from ventoux.train.record import Recording, load_recordings
 from ventoux.train.run import Run, Schedule
@@ -95,11 +96,16 @@ def initialise_draft(draft: Draft, seed: int) -> None:
 
 
 class DraftTrainer:
-    """`target` is frozen; `recordings` are files written by `record`, of which the last is held out."""
+    """`recordings` are files written by `record`, of which the last is held out.
+
+    Of the target only embeddings and head are used. The head's product is the reference's, whatever operators the
+    target was loaded with: native ones pass no gradients on.
+    """
 
     def __init__(self, config: DraftTrainConfig, target: Mistral4, recordings: list[Path], out: Path):
-        self.config, self.target = config, target
-        target.requires_grad_(False)
+        self.config = config
+        self.decoder = target.language_model.float().requires_grad_(False)
+        self.head_VD = dense(target.lm_head.weight, torch.float32).detach()
         self.config_of_draft = draft_config(target.config)
         self.draft = Draft(self.config_of_draft.text, REFERENCE)
         initialise_draft(self.draft, config.seed)
@@ -133,15 +139,18 @@ class DraftTrainer:
         return [pack(heap) for heap in heaps if heap]
 
     def train_step(self, parts: list[DraftBatch]) -> dict:
-        num_targets = sum(int((part.targets_T >= 0).sum()) for part in parts)
+        # At least 1: answers may be empty, prompts of other models' conversations too.
+        num_targets = max(sum(int((part.targets_T >= 0).sum()) for part in parts), 1)
 
-        def work(part: DraftBatch) -> tuple[float, float, int]:
+        def work(index: int, part: DraftBatch) -> tuple[float, float, int]:
             with torch.no_grad():
                 states_TD = self._states(part, part.hidden_TD)
-            own_T = torch.rand(len(states_TD)) < self.config.own_states
+            seed = random.Random(f"{self.config.seed} {self.run.step} {index}").getrandbits(63)
+            chance_T = torch.rand(len(states_TD), generator=torch.Generator().manual_seed(seed))
+            own_T = chance_T < self.config.own_states
             states_TD = self._states(part, torch.where(own_T[:, None], _shifted(part, states_TD), part.hidden_TD))
             wanted = part.targets_T >= 0
-            logits_MV = self.target.logits(states_TD[wanted])
+            logits_MV = self._logits(states_TD[wanted])
             targets_M = part.targets_T[wanted]
             guess = F.cross_entropy(logits_MV, targets_M, reduction="sum") / num_targets
             near = wanted & part.has_next_T
@@ -150,13 +159,16 @@ class DraftTrainer:
             (guess + self.config.regression * regression).backward()
             return guess.item(), regression.item(), int((logits_MV.argmax(-1) == targets_M).sum())
 
-        guesses, regressions, hits = zip(*self.pool.map(work, parts), strict=True)
+        guesses, regressions, hits = zip(*self.pool.map(work, *zip(*enumerate(parts), strict=True)), strict=True)
         moved = self.run.update(sum(len(part.targets_T) for part in parts))
         numbers = {"loss": sum(guesses), "regression": sum(regressions), "right": sum(hits) / num_targets}
         return {**numbers, **moved}
 
     def _states(self, batch: DraftBatch, hidden_TD: Tensor) -> Tensor:
-        return self.draft(self.target.language_model.embed(batch.inputs), hidden_TD, batch.inputs)
+        return self.draft(self.decoder.embed(batch.inputs), hidden_TD, batch.inputs)
+
+    def _logits(self, states_MD: Tensor) -> Tensor:
+        return REFERENCE.head(states_MD, self.head_VD)
 
     @torch.no_grad()
     def judge(self) -> dict[str, list[float]]:
@@ -167,7 +179,7 @@ class DraftTrainer:
         hidden_TD, shares = batch.hidden_TD, []
         for _ in range(3):
             states_TD = self._states(batch, hidden_TD)
-            right_M = self.target.logits(states_TD[wanted]).argmax(-1) == batch.targets_T[wanted]
+            right_M = self._logits(states_TD[wanted]).argmax(-1) == batch.targets_T[wanted]
             shares.append(round(float(right_M.float().mean()), 3))
             hidden_TD = _shifted(batch, states_TD)
         return {"held_out": shares}

@@ -5,6 +5,7 @@ They are recorded through the engine, at the place where a drafter would see the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput, Request
 from ventoux.engine.sequence import Sequence as EngineSequence
 from ventoux.engine.speculation import Speculation
-from ventoux.errors import EngineError
+from ventoux.errors import ConfigError, EngineError
 
 Tensor = torch.Tensor
 # Conversations per file, all of them in the engine at once: what an interruption costs.
@@ -59,11 +60,13 @@ def record(engine: Engine, requests: Sequence[Request], folder: Path) -> Iterato
     The engine must not reuse prefixes (`enable_prefix_caching=False`): what is not computed cannot be seen.
 
     Raises:
+        ConfigError: the folder holds recordings of another model or of other requests.
         EngineError: a request failed.
     """
     assert not engine.plan.enable_prefix_caching
     assert all(request.params.n == 1 for request in requests)
     folder.mkdir(parents=True, exist_ok=True)
+    _check_source(engine, requests, folder / "source.sha256")
     for start in range(0, len(requests), FILE_SIZE):
         path = folder / f"recordings-{start // FILE_SIZE:05d}.safetensors"
         part = requests[start : start + FILE_SIZE]
@@ -74,9 +77,24 @@ def record(engine: Engine, requests: Sequence[Request], folder: Path) -> Iterato
         yield start + len(part)
 
 
+def _check_source(engine: Engine, requests: Sequence[Request], path: Path) -> None:
+    """What is there must be of this model (its config and the first values of every parameter) and these requests."""
+    digest = hashlib.sha256(repr(engine.config).encode())
+    for parameter in engine.runner.model.parameters():
+        digest.update(repr(parameter.flatten()[:8].tolist()).encode())
+    for request in requests:
+        hashes = [image.content_hash for image in request.images]
+        digest.update(repr((request.prompt_token_ids, request.params, hashes)).encode())
+    if not path.exists():
+        path.write_text(digest.hexdigest())
+    elif path.read_text() != digest.hexdigest():
+        raise ConfigError(f"{path.parent} has recordings of another model or of other prompts; choose another folder.")
+
+
 def _answer(engine: Engine, requests: Sequence[Request]) -> list[Recording]:
     recorder = _Recorder()
     engine.speculation = Speculation(recorder, engine.scheduler, engine.plan, engine.config.text.vocab_size)
+    engine.speculation.pace.adaptive = False  # all is to be seen, whether it pays or not
     for request in requests:
         engine.add(request)
     recordings = []
