@@ -113,3 +113,17 @@ def test_exit_status_and_report(ventoux, checkpoint, monkeypatch, json_flag):
     status, out, _ = ventoux("doctor", *json_flag)
     assert status == 1
     assert ('"passed": false' if json_flag else "FAIL") in out
+
+
+def test_the_start_up_plan_is_shown(tmp_path, capsys, monkeypatch):
+    """Whether a model fits should be known before its weights are read."""
+    from ventoux.cli import main
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_tiny(folder)
+    monkeypatch.setattr(selftest, "run_checks", lambda providers, bundled: [])
+    assert main(["doctor", str(folder)]) == 0
+    assert "engine plan:" in capsys.readouterr().out
+    assert main(["doctor", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["max_model_len"] > 0

@@ -93,7 +93,8 @@ def make_server(tokenizer) -> Iterator[Callable[..., Server]]:
         **config: Any,
     ) -> Server:
         engine, web, resolver = engine or FakeEngine(), web or FakeWeb(), resolver or FakeResolver()
-        settings = replace(ServerConfig(), **{"responses_store": "none", **config})
+        nothing = {"image_workers": 0, "responses_store": "none", "files_store": "none"}
+        settings = replace(ServerConfig(), **{**nothing, **config})
         media = MediaFetcher(settings, transport=web, resolver=resolver)
         app = create_app(engine, tokenizer, (MODEL, "alias"), max_model_len, settings, media=media)
         stores.append(app.state.service.responses)

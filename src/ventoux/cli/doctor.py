@@ -1,4 +1,4 @@
-"""`ventoux doctor`: what this machine has, and whether the engine computes correctly on it."""
+"""`ventoux doctor`: what this machine has, what a server would plan on it, and whether it computes correctly."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", help="whose start-up plan to show: Hub id or folder (default: the bundled model)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ventoux.build import all_operators
-    from ventoux.checkpoint.hub import bundled_model
+    from ventoux.build import all_operators, plan_start
+    from ventoux.checkpoint.hub import bundled_model, resolve_model
+    from ventoux.config import EngineConfig
     from ventoux.errors import CheckpointError
     from ventoux.evals import machine, selftest
     from ventoux.hardware import probe_hardware
@@ -24,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
         bundled = bundled_model()
     except CheckpointError:
         bundled = None
+    folder = bundled if args.model is None else resolve_model(args.model)
+    plan = None if folder is None else plan_start(folder, EngineConfig()).plan
     outcomes = selftest.run_checks(providers, bundled)
     passed = all(outcome.passed for outcome in outcomes)
     report = {
@@ -32,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         "providers": [provider.name for provider in providers],
         "operators": providers[0].describe(),
         "bundled_model": bundled is not None,
+        "plan": None if plan is None else asdict(plan),
         "checks": [asdict(outcome) for outcome in outcomes],
         "passed": passed,
     }
@@ -39,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
+        if plan is not None:
+            print(plan.describe())
     return 0 if passed else 1
 
 

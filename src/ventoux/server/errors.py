@@ -16,6 +16,7 @@ from ventoux.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     NumericalError,
+    SlowReaderError,
     UserError,
     VentouxError,
 )
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER = "5"
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -34,6 +36,7 @@ _TYPES = {
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     413: "request_too_large",
@@ -109,6 +112,9 @@ def to_api_error(error: Exception) -> ApiError:
             return _from_pydantic(error)
         case EngineDeadError():
             return ApiError(503, "The engine is not running; nothing can be generated now.", code="engine_dead")
+        case SlowReaderError():
+            # Only a stream can be so slow, and its answer has begun: nobody sees the status.
+            return ApiError(408, "The answer was not read as fast as it came, and was cut.", code="slow_reader")
         case NumericalError():
             return ApiError(500, "The model's output was not finite for this request.", code="numerical_error")
         case HTTPException():
@@ -125,6 +131,10 @@ def from_engine(error: str | None, code: str | None) -> ApiError:
     match code:
         case "engine_dead":
             return to_api_error(EngineDeadError())
+        case "engine_crashed":
+            # Clients would send it again, with two more deaths of the engine each time.
+            message = "The engine ended twice while it computed this request, which is not tried again."
+            return ApiError(500, message, code="engine_crashed", headers={"x-should-retry": "false"})
         case "numerical_error":
             return to_api_error(NumericalError())
         case None | "internal_error":

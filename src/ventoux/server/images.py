@@ -11,8 +11,9 @@ from PIL.Image import Image
 
 from ventoux.config import ServerConfig
 from ventoux.errors import InvalidImageError, InvalidRequestError
+from ventoux.server.decoder import ImageDecoder
 from ventoux.server.media import MediaFetcher
-from ventoux.text.images import decode_data_url, decode_image
+from ventoux.text.images import data_url_bytes
 
 # Largest images per request, by pixels: 4 of 50 MP, or 16 photos of 12.5 MP. Decoded they take 0.8 GB, and a file of
 # 0.2 MB can hold 50 MP.
@@ -65,12 +66,12 @@ class MessageImages:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def decoded(self) -> list[dict[str, Any]]:
+    def decoded(self, decoder: ImageDecoder) -> list[dict[str, Any]]:
         """The messages with {"type": "image", "image": picture} parts. Raises InvalidImageError."""
         messages = list(self._messages)
         pixels_left = MAX_LARGEST_IMAGES * self._config.max_image_pixels
         for slot in self._slots:
-            image = self._decode(slot)
+            image = self._decode(slot, decoder)
             pixels_left -= image.width * image.height
             if pixels_left < 0:
                 most = MAX_LARGEST_IMAGES * self._config.max_image_pixels
@@ -80,12 +81,11 @@ class MessageImages:
             messages[slot.message] = {**messages[slot.message], "content": content}
         return messages
 
-    def _decode(self, slot: _Slot) -> Image:
-        limits = {"max_bytes": self._config.max_image_bytes, "max_pixels": self._config.max_image_pixels}
-        if slot in self._fetched:
-            image = decode_image(self._fetched[slot], param=slot.param, **limits)
-        else:
-            image = decode_data_url(slot.url, param=slot.param, **limits)
+    def _decode(self, slot: _Slot, decoder: ImageDecoder) -> Image:
+        max_bytes, max_pixels = self._config.max_image_bytes, self._config.max_image_pixels
+        fetched = self._fetched.get(slot)
+        data = data_url_bytes(slot.url, max_bytes=max_bytes, param=slot.param) if fetched is None else fetched
+        image = decoder.decode(data, max_bytes=max_bytes, max_pixels=max_pixels, param=slot.param)
         if slot.is_low:
             image.thumbnail((LOW_DETAIL_SIDE, LOW_DETAIL_SIDE))
         return image

@@ -18,6 +18,7 @@ import httpx2
 
 from ventoux.config import ServerConfig
 from ventoux.errors import InvalidImageError
+from ventoux.server.decoder import ImageDecoder
 
 MAX_REDIRECTS = 3
 MAX_URL_LENGTH = 8192
@@ -25,6 +26,11 @@ MAX_URL_LENGTH = 8192
 MAX_CONCURRENT_FETCHES = 16
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Global by the registry, and yet not of the public Internet: the address from which Azure serves its machines' secrets;
+# protocol assignments (Oracle's metadata among them); the relays of 6to4; IPv6's abandoned site-local addresses.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network) for network in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "fec0::/10")
+)
 # What servers call images; anything else named explicitly (HTML, JSON) is an error page, whatever its status.
 _IMAGE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 
@@ -48,7 +54,12 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             ip = inner
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return (
+        ip.is_global
+        and not ip.is_multicast
+        and not ip.is_reserved
+        and not any(ip.version == network.version and ip in network for network in _NOT_PUBLIC)
+    )
 
 
 class MediaFetcher:
@@ -70,6 +81,7 @@ class MediaFetcher:
         self._threads = ThreadPoolExecutor(MAX_CONCURRENT_FETCHES, "ventoux-dns")
         self._resolver = resolver or partial(resolve, threads=self._threads)
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
+        self.decoder = ImageDecoder(config.image_workers)
         self._client: httpx2.AsyncClient | None = None
 
     async def fetch(self, url: str, param: str) -> bytes:
@@ -90,6 +102,7 @@ class MediaFetcher:
 
     async def aclose(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self.decoder.close()
         if self._client is not None:
             await self._client.aclose()
 
