@@ -34,6 +34,7 @@ class FakeEngine:
         self.aborted: list[tuple[str, int | None]] = []
         self.closed: list[str] = []
         self.dead = False
+        self.num_waiting = 0
         # While it is cleared, no step happens.
         self.gate = asyncio.Event()
         self.gate.set()
@@ -46,7 +47,8 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         if self.dead:
             raise EngineDeadError("dead")
-        return EngineStats(num_pages=100, num_free_pages=75, num_steps=7, prompt_tokens=11, prefix_cache_hits=3)
+        counts = {"num_steps": 7, "prompt_tokens": 11, "prefix_cache_hits": 3}
+        return EngineStats(num_waiting=self.num_waiting, num_pages=100, num_free_pages=75, **counts)
 
     async def submit(self, request: Request) -> AsyncGenerator[EngineOutput, None]:
         self.stats()

@@ -80,8 +80,8 @@ def test_a_picture_and_a_format(keeping):
 
 
 def test_errors(keeping):
-    with pytest.raises(openai.BadRequestError, match="background"):
-        keeping.responses.create(**options(background=True))
+    with pytest.raises(openai.BadRequestError, match="max_tool_calls"):
+        keeping.responses.create(**options(max_tool_calls=1))
     searching = keeping.responses.with_raw_response.create(**options(tools=[{"type": "web_search"}]))
     assert "web_search" in searching.headers["x-warning"] and searching.parse().output_text
     with pytest.raises(openai.NotFoundError):

@@ -115,7 +115,7 @@ def test_neither_server_nor_client_keeps_the_pixels_of_a_running_request(server,
     async def scenario():
         connection = Connection(server.app, {"messages": message(), "stream": True})
         running = asyncio.create_task(connection.run())
-        await until(lambda: engine._sinks)
+        await until(lambda: engine._open)
         gc.collect()
         assert Marked.gone == 1
         connection.left.set()

@@ -152,7 +152,7 @@ def test_a_failure_leaves_what_was_there(make_store, caplog):
     """A full disk in the middle of a write, and room again later."""
 
     async def limit(store: ResponseStore, pages: int) -> None:
-        await store._run(lambda connection: connection.execute(f"PRAGMA max_page_count={pages}"))
+        await store._database.run(lambda connection: connection.execute(f"PRAGMA max_page_count={pages}"))
 
     async def scenario(store: ResponseStore) -> None:
         assert await store.put(response("a"))

@@ -310,6 +310,8 @@ def test_images(make_server):
         (None, False, 2),
         ("required", True, 2),
         ({"type": "function", "name": "add"}, True, 2),
+        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "add"}]}, True, 2),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "add"}]}, False, 2),
         ("none", False, 0),
     ],
 )
@@ -317,7 +319,8 @@ def test_tool_choice(server, choice, forced, calls):
     server.says(CALLS, "add", ARGS, '{"a": 1}', CALLS, "add", ARGS, '{"a": 2}')
     response = send(server, tools=[ADD], tool_choice=choice).json()
     assert [item["type"] for item in response["output"]].count("function_call") == calls
-    assert (server.engine.requests[0].params.grammar is not None) == forced
+    may_say_nothing_else = "answer: (" in server.engine.requests[0].params.grammar
+    assert may_say_nothing_else == forced
     single = send(server, tools=[ADD], tool_choice=choice, parallel_tool_calls=False).json()
     assert [item["type"] for item in single["output"]].count("function_call") == min(calls, 1)
 
@@ -360,6 +363,18 @@ def test_effort_reaches_the_prompt(server, reasoning, effort, warnings):
     assert f'"reasoning_effort": "{effort}"' in prompt
     assert len(response.headers.get("x-warning", "").split("; ")) == max(warnings, 1)
     assert ("x-warning" in response.headers) == (warnings > 0)
+
+
+def test_reminders_in_the_middle_become_the_users(server):
+    """Agents put them behind answers and results, where the model's format has no place for them."""
+    reminder = {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be short."}]}
+    given = [HI, CALL, RESULT, reminder, HI]
+    response = send(server, given, instructions="Be kind.", tools=[ADD])
+    assert response.is_success, response.text
+    assert response.headers["x-warning"] == "input[3] of role system count as user"
+    assert send(server, [*given[:3], {**reminder, "role": "user"}, HI], instructions="Be kind.", tools=[ADD]).is_success
+    first, second = server.engine.requests
+    assert first.prompt_token_ids == second.prompt_token_ids
 
 
 def test_unknown_fields_are_named_and_the_usual_ones_are_not(server):
@@ -497,7 +512,7 @@ def test_a_full_disk_takes_no_answer_away(keeping, caplog):
 
     async def fill() -> None:
         # SQLite's own error for a full disk, at the size that the file has now.
-        await store._run(lambda connection: connection.execute("PRAGMA max_page_count=1"))
+        await store._database.run(lambda connection: connection.execute("PRAGMA max_page_count=1"))
 
     asyncio.run(fill())
     big = "word " * 30
@@ -521,7 +536,7 @@ def test_a_full_disk_takes_no_answer_away(keeping, caplog):
         ({"input": [{"content": "x"}]}, "input[0].role"),
         ({"input": [{"role": ["user"], "content": "x"}]}, "input[0].role"),
         ({"input": [{"type": ["message"]}]}, "input[0].type"),
-        ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
+        ({"input": [{"type": "poem"}]}, "input[0].type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{**HI, "id": 5}]}, "input[0].id"),
         ({"input": [{"role": "user"}]}, "input[0].content"),

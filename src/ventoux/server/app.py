@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,42 +16,64 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from ventoux.config import ServerConfig
 from ventoux.engine.client import EngineClient
 from ventoux.errors import InvalidRequestError
+from ventoux.server.answers import describe_answers
+from ventoux.server.background import Background
+from ventoux.server.batch_routes import BatchRequest, add_batches, add_files
+from ventoux.server.batch_runner import BatchRunner
 from ventoux.server.body import read_json
 from ventoux.server.chat import chat_answer, chat_chunks
 from ventoux.server.chat_request import prepare_chat
 from ventoux.server.completions import completion_answer, completion_chunks, prepare_completion
+from ventoux.server.file_store import FileStore
+from ventoux.server.keys import KeyRing
 from ventoux.server.media import MediaFetcher
 from ventoux.server.messages import messages_answer, messages_events
 from ventoux.server.messages_request import count_tokens, prepare_messages
 from ventoux.server.messages_schemas import CountTokensRequest, MessagesRequest
 from ventoux.server.metrics import Metrics
-from ventoux.server.pages import chat_page, docs_page
+from ventoux.server.pages import PageFiles, docs_page
 from ventoux.server.refusals import ignored_header, refuse_unsupported, unknown_inside
+from ventoux.server.render import add_render
 from ventoux.server.reply import json_response, reply
 from ventoux.server.response_store import ResponseStore
 from ventoux.server.responses_routes import add_responses
 from ventoux.server.responses_schemas import ResponsesRequest
 from ventoux.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from ventoux.server.service import Service
-from ventoux.server.shell import AdmissionLayer, ErrorLayer, KeyLayer, RequestLayer, error_response
+from ventoux.server.shell import (
+    AdmissionLayer,
+    ErrorLayer,
+    HostLayer,
+    KeyLayer,
+    RequestLayer,
+    error_response,
+    is_loopback,
+)
 from ventoux.server.sse import ANTHROPIC
 from ventoux.server.tokenize import prompt_ids
+from ventoux.server.tracing import Tracer, make_tracer
 from ventoux.text.tokenizer import Tokenizer
 
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
+    "/v1/chat/completions/render": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/batches": BatchRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
-_EXPOSED_HEADERS = ("x-request-id", "request-id", "x-ignored-fields", "x-warning", "retry-after")
+_RATE_HEADERS = tuple(
+    f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
+)
+_EXPOSED_HEADERS = ("x-request-id", "request-id", "x-ignored-fields", "x-warning", "retry-after", *_RATE_HEADERS)
 
 
 def create_app(
@@ -61,43 +84,71 @@ def create_app(
     server_config: ServerConfig,
     *,
     media: MediaFetcher | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The application that serves one engine. `app.state.service` is its Service.
 
     Args:
         served_names: Names that requests may use; the first is the default.
         media: Fetches images by URL; replaced in tests.
+        tracer: Takes a span per request; replaced in tests.
+
+    Raises:
+        ConfigError: the key file or the traces' endpoint cannot be used.
     """
+    keys = KeyRing(server_config)
+    tracer = tracer or make_tracer(server_config)
     media = media or MediaFetcher(server_config)
     responses = _response_store(server_config)
-    service = Service(engine, tokenizer, served_names, max_model_len, server_config, media, Metrics(engine), responses)
+    files = _file_store(server_config)
+    metrics = Metrics(engine, served_names[0])
+    service = Service(engine, tokenizer, served_names, max_model_len, server_config, media, metrics, responses)
+    background = Background(service)
+    batches = BatchRunner(service, files) if files is not None else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if responses is not None and server_config.responses_store != ServerConfig.responses_store:
             # Who names a file wants to know at start whether it works.
             await responses.open()
+        if files is not None and server_config.files_store != ServerConfig.files_store:
+            await files.database.open()
+        working = asyncio.create_task(batches.run()) if batches is not None else None
         yield
+        if working is not None:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        if files is not None:
+            await files.database.close()
+        await background.close()
         await media.aclose()
         if responses is not None:
             await responses.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="Ventoux", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan, openapi_url=None
     )
     app.state.service = service
+    app.state.batches = batches
     app.add_exception_handler(HTTPException, _http_error)
     _add_openapi(app)
     _add_generation(app, service)
+    add_render(app, service)
     _add_messages(app, service)
-    add_responses(app, service)
+    add_responses(app, service, background)
+    add_files(app, service, files)
+    add_batches(app, service, files, batches)
     _add_models(app, service)
     _add_text(app, service)
     _add_operations(app, service)
     # Added last is outermost: ids, CORS (preflights carry no key, errors must be readable), errors, keys, admission.
     app.add_middleware(AdmissionLayer, service=service)
-    if server_config.api_key:
-        app.add_middleware(KeyLayer, keys=server_config.api_key)
+    if keys.is_needed:
+        app.add_middleware(KeyLayer, keys=keys)
+    elif is_loopback(server_config.host):
+        app.add_middleware(HostLayer, allowed=server_config.allowed_hosts)
     app.add_middleware(ErrorLayer)
     if server_config.allowed_origins:
         app.add_middleware(
@@ -107,7 +158,8 @@ def create_app(
             allow_headers=["*"],
             expose_headers=list(_EXPOSED_HEADERS),
         )
-    app.add_middleware(RequestLayer)
+    paths = [route.path for route in app.routes if isinstance(route, Route) and "{" not in route.path]
+    app.add_middleware(RequestLayer, metrics=metrics, paths=paths, tracer=tracer)
     return app
 
 
@@ -115,6 +167,10 @@ def _response_store(config: ServerConfig) -> ResponseStore | None:
     if config.responses_store == "none":
         return None
     return ResponseStore(Path(config.responses_store), config.max_stored_responses, config.max_stored_response_bytes)
+
+
+def _file_store(config: ServerConfig) -> FileStore | None:
+    return None if config.files_store == "none" else FileStore(Path(config.files_store), config.max_stored_file_bytes)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -133,7 +189,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", summary="Plain completions of text or token ids")
     async def completions(request: Request) -> Response:
         body = await read_json(request, CompletionRequest, max_bytes)
-        prepare = partial(prepare_completion, service, body)
+        prepare = partial(prepare_completion, service, body, request.scope["ventoux.place"])
         return await reply(request, service, prepare, body.stream, completion_chunks, completion_answer)
 
 
@@ -162,6 +218,15 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "root": service.served_names[0],
             "parent": None,
             "max_model_len": service.max_model_len,
+            # As Mistral has it; its client takes no model without a type.
+            "type": "base",
+            "max_context_length": service.max_model_len,
+            "capabilities": {
+                "completion_chat": True,
+                "function_calling": True,
+                "reasoning": True,
+                "vision": service.tokenizer.takes_images,
+            },
         }
 
     @app.get("/v1/models", summary="The served names")
@@ -214,11 +279,19 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    page = chat_page()
+    page = PageFiles()
 
     @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return page
+    async def index(request: Request) -> Response:
+        return page.answer("index.html", request.headers.get("if-none-match"))
+
+    @app.get("/status", include_in_schema=False)
+    async def status(request: Request) -> Response:
+        return page.answer("status.html", request.headers.get("if-none-match"))
+
+    @app.get("/page/{name:path}", include_in_schema=False)
+    async def page_file(request: Request, name: str) -> Response:
+        return page.answer(name, request.headers.get("if-none-match"))
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
@@ -245,6 +318,7 @@ def _add_openapi(app: FastAPI) -> None:
         for path, model in _BODIES.items():
             content = {"application/json": {"schema": refs[model, "validation"]}}
             spec["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        describe_answers(spec)
         return spec
 
     app.openapi = described

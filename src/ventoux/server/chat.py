@@ -10,7 +10,7 @@ from typing import Any
 from ventoux.server.chat_request import ChatJob
 from ventoux.server.generate import generate
 from ventoux.server.service import Service
-from ventoux.server.wire import chat_logprobs, usage
+from ventoux.server.wire import chat_logprobs, prompt_logprobs, usage
 from ventoux.text.answer import Answer, AnswerEvent, AnswerStream, Logprobs, fold_answer
 from ventoux.text.stream_parser import Content, Reasoning, ToolCallArguments, ToolCallStart, new_tool_call_id
 
@@ -22,6 +22,7 @@ async def chat_answer(service: Service, job: ChatJob) -> dict[str, Any]:
     async with aclosing(generate(service, job.request, job.streams, job.place)) as outputs:
         async for index, new in outputs:
             events[index] += new
+    scores = job.streams[0].prompt_logprobs
     return {
         "id": job.request.request_id,
         "object": "chat.completion",
@@ -32,6 +33,7 @@ async def chat_answer(service: Service, job: ChatJob) -> dict[str, Any]:
         ],
         "usage": usage(len(job.request.prompt_token_ids), job.streams),
         "system_fingerprint": None,
+        **({"prompt_logprobs": prompt_logprobs(scores)} if scores is not None else {}),
     }
 
 
@@ -58,10 +60,14 @@ def _choice(job: ChatJob, index: int, answer: Answer, stream: AnswerStream) -> d
     return {
         "index": index,
         "message": message,
-        "logprobs": chat_logprobs(answer.logprobs) if job.request.params.logprobs is not None else None,
+        "logprobs": _logprobs(job, answer.logprobs) if job.request.params.logprobs is not None else None,
         "finish_reason": finish_reason(job, stream),
         "stop_reason": stream.stop_reason,
     }
+
+
+def _logprobs(job: ChatJob, scores: list[Logprobs]) -> dict[str, Any]:
+    return chat_logprobs(scores, job.logprob_details)
 
 
 def finish_reason(job: ChatJob, stream: AnswerStream) -> str | None:
@@ -120,7 +126,7 @@ class _ChunkWriter:
         choice: dict[str, Any] = {
             "index": index,
             "delta": delta,
-            "logprobs": chat_logprobs(scores) if scores else None,
+            "logprobs": _logprobs(self._job, scores) if scores else None,
             "finish_reason": finish,
         }
         if finish is not None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ventoux.engine.request import Request
 from ventoux.errors import InvalidRequestError
+from ventoux.server.constraints import answer_grammar
 from ventoux.server.generate import new_request_id
 from ventoux.server.images import MessageImages
 from ventoux.server.refusals import ignored_header
@@ -15,6 +16,7 @@ from ventoux.server.schemas import ChatRequest, TokenizeRequest, fit
 from ventoux.server.service import Place, Service
 from ventoux.server.wire import warn
 from ventoux.text.answer import AnswerStream
+from ventoux.text.grammar import Calls, Thinking
 from ventoux.text.limit import PromptLimit
 from ventoux.text.messages import MAX_TOOLS
 from ventoux.text.tokenizer import Prompt
@@ -35,12 +37,18 @@ ToolMode = Literal["none", "auto", "required", "named"]
 
 @dataclass(frozen=True)
 class ToolChoice:
+    """`names`: only these tools may be called; None: all."""
+
     mode: ToolMode
-    name: str | None = None
+    names: tuple[str, ...] | None = None
 
     @property
     def forced(self) -> bool:
         return self.mode in ("required", "named")
+
+    @property
+    def calls(self) -> Calls:
+        return "required" if self.mode == "named" else self.mode
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class ChatJob:
     include_reasoning: bool
     include_usage: bool
     continuous_usage: bool
+    logprob_details: tuple[str, ...]
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -82,9 +91,10 @@ async def prepare_chat(
     body.check_combinations()
     effort = reasoning_effort(body, headers)
     choice = tool_choice(body)
-    grammar = await _grammar(service, body, choice, think=effort == "high")
-    params = body.sampling(service.tokenizer.vocab_size, num_logprobs=body.num_logprobs, grammar=grammar)
-    prompt = await encode_chat(service, body, effort, place=place)
+    params = body.sampling(service.tokenizer.vocab_size, num_logprobs=body.num_logprobs)
+    prompt = await encode_chat(service, body, effort, headers, place=place)
+    params.grammar = await _grammar(service, body, choice, prompt, effort)
+    params.routed_experts = bool(body.return_routed_experts)
     params = fit(params, len(prompt.token_ids), service.max_model_len, param="messages")
     options = body.stream_options
     return ChatJob(
@@ -111,6 +121,7 @@ async def prepare_chat(
         include_reasoning=body.include_reasoning is not False,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.include_usage and options.continuous_usage_stats),
+        logprob_details=body.logprob_details,
         headers=headers,
     )
 
@@ -119,6 +130,7 @@ async def encode_chat(
     service: Service,
     body: ChatRequest | TokenizeRequest,
     effort: str,
+    headers: dict[str, str],
     *,
     limit: PromptLimit | None = None,
     place: Place | None = None,
@@ -126,13 +138,13 @@ async def encode_chat(
     """Fetches and decodes images and renders the prompt of a request with messages; the heavy part runs in a thread.
 
     Prompts that leave no room for an answer are refused, or those beyond `limit`. `place` holds the images' pixels
-    from then on; without one they are not kept.
+    from then on; without one they are not kept. `headers` get what the client is to be warned of.
     """
-    images = MessageImages(body.messages or [], service.config)
+    images = MessageImages(repaired(body.messages or [], headers), service.config)
 
     def encode() -> Prompt:
         return service.tokenizer.encode_chat(
-            images.decoded(),
+            images.decoded(service.media.decoder),
             tools=body.tools,
             reasoning_effort=effort,
             continue_final_message=bool(body.continue_final_message),
@@ -140,7 +152,10 @@ async def encode_chat(
         )
 
     if not images:
-        return await asyncio.to_thread(encode)
+        prompt = await asyncio.to_thread(encode)
+        if place is not None:
+            service.hold_tokens(place, len(prompt.token_ids))
+        return prompt
     if place is not None:
         service.hold_pixels(place, 0)
     await images.fetch(service.media)
@@ -148,6 +163,7 @@ async def encode_chat(
         prompt = await asyncio.to_thread(encode)
     if place is not None:
         service.hold_pixels(place, sum(len(image.pixels) for image in prompt.images))
+        service.hold_tokens(place, len(prompt.token_ids))
     return prompt
 
 
@@ -194,10 +210,9 @@ def tool_choice(body: ChatRequest) -> ToolChoice:
     parsed = _parse_choice(choice)
     if parsed.forced and not tools:
         raise InvalidRequestError("tool_choice requires a call, but there are no tools.", param="tool_choice")
-    if parsed.name is not None:
-        names = [function.get("name") for tool in tools if isinstance(function := tool.get("function"), dict)]
-        if parsed.name not in names:
-            raise InvalidRequestError("tool_choice names a tool that is not in tools.", param="tool_choice")
+    known = [function.get("name") for tool in tools if isinstance(function := tool.get("function"), dict)]
+    if any(name not in known for name in parsed.names or ()):
+        raise InvalidRequestError("tool_choice names a tool that is not in tools.", param="tool_choice")
     return parsed if tools else ToolChoice("none")
 
 
@@ -209,34 +224,68 @@ def _parse_choice(choice: Any) -> ToolChoice:
             # Mistral's name for it.
             return ToolChoice("required")
         case {"type": "function", "function": {"name": str(name)}}:
-            return ToolChoice("named", name)
+            return ToolChoice("named", (name,))
+        case {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [_, *_] as tools},
+        }:
+            return ToolChoice(mode, tuple(_allowed_name(tool) for tool in tools))
     raise InvalidRequestError(
-        'tool_choice must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}.',
+        'tool_choice must be "none", "auto", "required", {"type": "function", "function": {"name": ...}} or'
+        ' {"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}.',
         param="tool_choice",
     )
 
 
-async def _grammar(service: Service, body: ChatRequest, choice: ToolChoice, *, think: bool) -> str | None:
-    """The grammar of forced calls or of a response format. Compiled once here, so that a bad schema is a 400."""
-    wanted = body.response_format.wanted() if body.response_format else None
-    if wanted is None and not choice.forced:
+def _allowed_name(tool: Any) -> str:
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}}:
+            return name
+    raise InvalidRequestError("tool_choice allows functions by name, and nothing else.", param="tool_choice")
+
+
+async def _grammar(service: Service, body: ChatRequest, choice: ToolChoice, prompt: Prompt, effort: str) -> str | None:
+    """The grammar of the answer; None if it may be anything.
+
+    With tools there always is one: calls are whole then, and their arguments parse. The same holds if there are none
+    but the conversation has calls: a model that has called goes on calling, and its call would be shown as text.
+    """
+    form = body.form()
+    if form is not None and choice.forced:
+        raise InvalidRequestError(f"{form.param} and a required tool call exclude each other.", param=form.param)
+    thinking = None
+    if effort == "high" or prompt.in_reasoning:
+        thinking = Thinking(prompt.in_reasoning, body.thinking_token_budget)
+    has_called = any(message.get("tool_calls") for message in body.messages)
+    is_limited = thinking is not None and thinking.max_tokens is not None
+    if form is None and not body.tools and not has_called and not is_limited:
         return None
-    if wanted is not None and choice.forced:
-        raise InvalidRequestError(
-            "response_format and a required tool call exclude each other.", param="response_format"
-        )
-    tools = body.tools or []
-    parallel = body.parallel_tool_calls is not False
+    return await answer_grammar(
+        service,
+        form,
+        tools=body.tools or (),
+        calls=choice.calls,
+        names=choice.names,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        thinking=thinking,
+    )
 
-    def compiled() -> str:
-        compiler = service.grammars
-        if wanted is None:
-            grammar = compiler.tool_grammar(tools, name=choice.name, parallel_tool_calls=parallel, think=think)
-            compiler.compile(grammar, param="tools")
-        else:
-            offered = tools if choice.mode == "auto" else ()
-            grammar = compiler.json_grammar(wanted.schema, tools=offered, parallel_tool_calls=parallel, think=think)
-            compiler.compile(grammar, param="response_format.json_schema.schema")
-        return grammar
 
-    return await asyncio.to_thread(compiled)
+def repaired(messages: list[dict[str, Any]], headers: dict[str, str]) -> list[dict[str, Any]]:
+    """A system message right after an assistant's or a tool's has no place in the format: it becomes the user's.
+
+    So do those that follow it. `headers` get a warning.
+    """
+    taken, names = [], []
+    after: Any = None
+    for i, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role in ("system", "developer") and after in ("assistant", "tool"):
+            taken.append({**message, "role": "user"})
+            names.append(f"messages[{i}]")
+            continue
+        taken.append(message)
+        after = role
+    if names:
+        warn(headers, f"{', '.join(names[:8])}{', ...' * (len(names) > 8)} of role system count as user")
+    return taken

@@ -14,11 +14,12 @@ import msgspec
 
 from ventoux.engine.request import Request
 from ventoux.errors import InvalidRequestError
+from ventoux.server.constraints import answer_grammar
 from ventoux.server.generate import generate, merge, new_request_id
 from ventoux.server.refusals import ignored_header
 from ventoux.server.schemas import CompletionRequest, fit
-from ventoux.server.service import Service
-from ventoux.server.wire import add_usage, logprob, usage
+from ventoux.server.service import Place, Service
+from ventoux.server.wire import add_usage, logprob, prompt_logprobs, usage
 from ventoux.text.answer import AnswerEvent, AnswerStream, Logprobs, fold_answer
 from ventoux.text.stream_parser import Content
 
@@ -44,7 +45,9 @@ class CompletionJob:
     request_id: str
     model: str
     prompts: list[PromptJob]
+    place: Place
     logprobs: bool
+    prompt_logprobs: bool
     include_usage: bool
     continuous_usage: bool
     headers: dict[str, str] = field(default_factory=dict)
@@ -53,7 +56,7 @@ class CompletionJob:
         return add_usage([usage(len(p.request.prompt_token_ids), p.streams) for p in self.prompts])
 
 
-async def prepare_completion(service: Service, body: CompletionRequest) -> CompletionJob:
+async def prepare_completion(service: Service, body: CompletionRequest, place: Place) -> CompletionJob:
     """Raises InvalidRequestError, ModelNotFoundError; nothing has reached the engine then."""
     model = service.model(body.model)
     headers = {}
@@ -61,13 +64,16 @@ async def prepare_completion(service: Service, body: CompletionRequest) -> Compl
         headers["x-ignored-fields"] = ignored_header(unknown)
     body.check_combinations()
     params = body.sampling(service.tokenizer.vocab_size, num_logprobs=body.logprobs)
-    if body.echo:
+    if body.echo and params.prompt_logprobs is None:
         params.prompt_logprobs = params.logprobs
+    if (form := body.form()) is not None:
+        params.grammar = await answer_grammar(service, form)
     prompts = split_prompt(body.prompt)
     if len(prompts) * params.n > MAX_ANSWERS:
         raise InvalidRequestError(f"At most {MAX_ANSWERS} answers are given per request.", param="n")
     bos = body.add_special_tokens is not False
     encoded = await asyncio.to_thread(lambda: [_encode(service, prompt, bos) for prompt in prompts])
+    service.hold_tokens(place, sum(map(len, encoded)))
     request_id = new_request_id("cmpl-")
     jobs = []
     for i, (ids, prompt) in enumerate(zip(encoded, prompts, strict=True)):
@@ -95,7 +101,9 @@ async def prepare_completion(service: Service, body: CompletionRequest) -> Compl
         request_id=request_id,
         model=model,
         prompts=jobs,
+        place=place,
         logprobs=body.logprobs is not None,
+        prompt_logprobs=body.prompt_logprobs is not None,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.include_usage and options.continuous_usage_stats),
         headers=headers,
@@ -183,7 +191,7 @@ async def completion_chunks(service: Service, job: CompletionJob) -> AsyncGenera
 async def _outputs(
     service: Service, job: CompletionJob
 ) -> AsyncGenerator[tuple[PromptJob, int, Sequence[AnswerEvent]], None]:
-    iterators = [generate(service, prompt.request, prompt.streams) for prompt in job.prompts]
+    iterators = [generate(service, prompt.request, prompt.streams, job.place) for prompt in job.prompts]
     async with aclosing(merge(iterators)) as merged:
         async for i, (index, events) in merged:
             yield job.prompts[i], index, events
@@ -207,13 +215,16 @@ class _ChoiceWriter:
             if prompt.echo is not None:
                 text = prompt.echo + text
                 entries = list(stream.prompt_logprobs or []) + entries
-        return {
+        choice = {
             "index": number,
             "text": text,
             "logprobs": self._logprobs(number, entries, prompt.first_token) if self._job.logprobs else None,
             "finish_reason": stream.finish_reason,
             "stop_reason": stream.stop_reason,
         }
+        if self._job.prompt_logprobs:
+            choice["prompt_logprobs"] = prompt_logprobs(stream.prompt_logprobs or [])
+        return choice
 
     def _logprobs(self, number: int, entries: Sequence[Logprobs | None], first_token: str) -> dict[str, Any]:
         """OpenAI's older form: parallel lists. A prompt's first token has no score, only its text."""

@@ -21,6 +21,7 @@ _NAMES = {
     "response_format": "output_config.format",
     "response_format.json_schema.schema": "output_config.format.schema",
     "reasoning_effort": "thinking",
+    "thinking_token_budget": "thinking.budget_tokens",
 }
 # Claude Code's book-keeping, no instruction: it is another with every request, so that nothing after it would be found
 # in the prefix cache.
@@ -60,10 +61,11 @@ async def prepare_messages(service: Service, body: MessagesRequest, place: Place
             "temperature": body.temperature,
             "top_p": body.top_p,
             "top_k": body.top_k,
+            "thinking_token_budget": body.thinking.budget_tokens if body.thinking else None,
             "include_reasoning": not (body.thinking and body.thinking.display == "omitted"),
         }
     )
-    with translation.naming():
+    with translation.naming(headers):
         job = await prepare_chat(service, chat, place, id_prefix="msg_", headers=headers)
     return MessagesJob(job, body.max_tokens)
 
@@ -74,7 +76,7 @@ async def count_tokens(service: Service, body: CountTokensRequest) -> tuple[dict
     service.model(body.model)
     translation = _conversation(body)
     fields = _prompt_fields(body, translation)
-    with translation.naming():
+    with translation.naming(headers):
         ids = await prompt_ids(service, TokenizeRequest.model_validate(fields), headers)
     return {"input_tokens": len(ids)}, headers
 

@@ -60,8 +60,6 @@ class CountTokensRequest(Body):
         unknown = refuse_unsupported(self.model_extra or {}, RULES)
         unknown += self.extra_inside() + unknown_inside(dict(self), RULES)
         headers = {"x-ignored-fields": ignored_header(unknown)} if unknown else {}
-        if self.thinking is not None and self.thinking.budget_tokens is not None and self.thinking.type == "enabled":
-            warn(headers, "thinking.budget_tokens is not enforced")
         if self.output_config is not None and self.output_config.effort is not None:
             warn(headers, "output_config.effort has no effect")
         return headers
@@ -88,6 +86,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "mcp_servers": ([],),
     "output_format": (),
     "speed": ("standard",),
+    # Conversations that the server keeps. Taken without a word, the next turn would come without its history.
+    "thread": (),
 }
 _INSTEAD = {
     "output_format": "output_config",

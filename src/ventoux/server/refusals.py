@@ -39,13 +39,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "detokenize": (True,),
     "documents": ([],),
     "early_stopping": (False,),
-    "ebnf": ("",),
-    "guided_choice": (),
-    "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_json_object": (False,),
-    "guided_regex": (),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": (),
     "length_penalty": (1,),
@@ -58,8 +51,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "no_stop_trim": (False,),
     "priority": (0,),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "regex": ("",),
     "repetition_detection": (),
     "return_hidden_states": (False,),
     "return_token_ids": (False,),
@@ -70,8 +61,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "stop_regex": ("", []),
     "stream_reasoning": (True,),
     "structural_tag": (),
-    "structured_outputs": (),
-    "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     # Other names of reasoning_effort
@@ -83,8 +72,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     # llama.cpp, Ollama and their frontends, which send every sampler they know, turned off or at its default
     "dry_multiplier": (0,),
     "dynatemp_range": (0,),
-    "grammar": ("",),
-    "json_schema": (),
     "mirostat": (0,),
     "mirostat_eta": (0.1,),
     "mirostat_mode": (0,),
@@ -107,7 +94,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 _INSTEAD: dict[str, str] = {
     **dict.fromkeys(("max_new_tokens", "max_output_tokens", "n_predict", "num_predict"), "max_tokens"),
     **dict.fromkeys(("reasoning", "thinking", "enable_thinking", "chat_template_kwargs"), "reasoning_effort"),
-    **dict.fromkeys(("guided_json", "guided_json_object", "json_schema", "structured_outputs"), "response_format"),
+    **dict.fromkeys(("reasoning_budget", "thinking_budget"), "thinking_token_budget"),
+    "structural_tag": "structured_outputs",
     **dict.fromkeys(("functions", "function_call"), "tools and tool_choice"),
     "min_new_tokens": "min_tokens",
     "repeat_penalty": "repetition_penalty",
@@ -117,6 +105,7 @@ _INSTEAD: dict[str, str] = {
 # These ask for nothing that could change an answer.
 _HARMLESS = frozenset(
     {
+        "guided_decoding_backend",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",

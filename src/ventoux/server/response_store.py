@@ -1,31 +1,22 @@
-"""Responses that are kept: an SQLite file, bounded, in which those that were unused for longest make room.
-
-One thread of its own does all the work, so that a slow disk holds up nobody but those who wait for this file.
-"""
+"""Responses that are kept: an SQLite file, bounded, in which those that were unused for longest make room."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import os
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from ventoux.errors import ConfigError
+from ventoux.server.database import Database
+from ventoux.server.errors import ApiError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _VERSION = 1
-# secure_delete: what a client deletes is overwritten. With a write-ahead log a commit costs no wait for the disk; what
-# a power cut takes is the last responses, never the file.
-_SETTINGS = ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000", "secure_delete=ON")
 _TABLE = """
 CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY, previous TEXT, used INTEGER NOT NULL, size INTEGER NOT NULL,
@@ -53,26 +44,17 @@ class ResponseStore:
     """
 
     def __init__(self, path: Path, max_responses: int, max_bytes: int):
-        self._path = path
+        self._database = Database(path, (_TABLE, _INDEX), _VERSION, "--responses-store")
         self._max_responses = max_responses
         self._max_bytes = max_bytes
-        self._thread = ThreadPoolExecutor(1, "ventoux-responses")
-        self._connection: sqlite3.Connection | None = None
-        self._closed = False
 
     async def open(self) -> None:
         """Raises ConfigError if the file cannot be used."""
-        try:
-            await self._run(lambda _: None)
-        except (OSError, sqlite3.Error) as e:
-            raise ConfigError(f"--responses-store {self._path}: this file cannot be used ({e}).") from e
+        await self._database.open()
 
     async def close(self) -> None:
         """Nothing can be asked of the store afterwards."""
-        if not self._closed:
-            self._closed = True
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
-            self._thread.shutdown(wait=False)
+        await self._database.close()
 
     async def put(self, stored: StoredResponse) -> bool:
         """Keeps a response. Returns False, after a line in the log, if that was not possible."""
@@ -84,20 +66,21 @@ class ResponseStore:
             return False
         row = (response_id, stored.response["previous_response_id"], size, response, items)
         try:
-            await self._run(lambda connection: self._insert(connection, row))
+            await self._database.run(lambda connection: self._insert(connection, row))
         except (OSError, sqlite3.Error) as e:
             # The answer is there; that it cannot be kept must not take it away from the client.
-            logger.error("%s could not be stored in %s: %s", response_id, self._path, e)
+            logger.error("%s could not be stored in %s: %s", response_id, self._database.path, e)
             return False
         return True
 
     async def get(self, response_id: str) -> StoredResponse | None:
-        return await self._run(lambda connection: _select(connection, response_id)[0])
+        """Raises ApiError 503 if the file cannot be read now."""
+        return await self._ask(lambda connection: _select(connection, response_id)[0])
 
     async def chain(self, response_id: str) -> list[StoredResponse] | None:
         """A response after all those that it goes on from, the first one first; None if any of them is gone.
 
-        All of them count as used now.
+        All of them count as used now. Raises ApiError 503 if the file cannot be read now.
         """
 
         def walk(connection: sqlite3.Connection) -> list[StoredResponse] | None:
@@ -109,38 +92,36 @@ class ResponseStore:
                 found.append(stored)
                 ids.append((at,))
                 at = previous
-            with connection:
-                connection.executemany(f"UPDATE responses SET used = {_NEXT_USE} WHERE id = ?", ids[::-1])
+            try:
+                with connection:
+                    connection.executemany(f"UPDATE responses SET used = {_NEXT_USE} WHERE id = ?", ids[::-1])
+            except sqlite3.Error as e:
+                # A full disk: they can be read all the same.
+                logger.warning("the use of %s could not be noted in %s: %s", response_id, self._database.path, e)
             return found[::-1]
 
-        return await self._run(walk)
+        return await self._ask(walk)
 
     async def delete(self, response_id: str) -> bool:
-        """Returns whether there was one."""
+        """Returns whether there was one. Raises ApiError 503 if the file cannot be written now."""
 
         def remove(connection: sqlite3.Connection) -> bool:
             with connection:
                 return connection.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
 
-        return await self._run(remove)
+        return await self._ask(remove)
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def run() -> T:
-            if self._connection is None:
-                self._connection = _connect(self._path)
-            return work(self._connection)
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    async def _ask(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._database.run(work)
+        except (OSError, sqlite3.Error) as e:
+            logger.error("%s cannot be used: %s", self._database.path, e)
+            raise ApiError(503, "The store of responses cannot be used now.", code="store_unavailable") from None
 
     def _insert(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         with connection:
             connection.execute(
-                "INSERT INTO responses (id, previous, size, response, input, used)"
+                "INSERT OR REPLACE INTO responses (id, previous, size, response, input, used)"
                 f" VALUES (?, ?, ?, ?, ?, {_NEXT_USE})",
                 row,
             )
@@ -158,30 +139,3 @@ def _select(connection: sqlite3.Connection, response_id: str) -> tuple[StoredRes
     if row is None:
         return None, None
     return StoredResponse(msgspec.json.decode(row[0]), msgspec.json.decode(row[1])), row[2]
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Raises OSError, sqlite3.Error."""
-    try:
-        path = path.expanduser()
-    except RuntimeError as e:
-        raise OSError("this user has no home folder") from e
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its other files the rights of this one.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    connection = sqlite3.connect(path)
-    try:
-        for setting in _SETTINGS:
-            connection.execute(f"PRAGMA {setting}")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"it was made by another version of Ventoux: {version}, not {_VERSION}")
-        with connection:
-            connection.execute(_TABLE)
-            connection.execute(_INDEX)
-            connection.execute(f"PRAGMA user_version={_VERSION}")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.close()
-        raise
-    return connection

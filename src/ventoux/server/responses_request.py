@@ -27,6 +27,19 @@ _NAMES = {
 }
 # Item types that a conversation may hold, with the beginning of their ids.
 _ID_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "function_call_output": "fco_"}
+# Traces of tools that run elsewhere, and of clients' own book-keeping. Agents such as Codex send them back with every
+# turn; a model that has no such tools can do nothing with them.
+_TOOLS_ELSEWHERE = (
+    *("apply_patch", "code_interpreter", "computer", "custom_tool", "file_search", "image_generation", "local_shell"),
+    *("mcp", "shell", "tool_search", "web_search"),
+)
+_LEFT_OUT = frozenset(
+    {f"{name}_call{end}" for name in _TOOLS_ELSEWHERE for end in ("", "_output")}
+    | {"tool_search_output", "mcp_approval_request", "mcp_approval_response", "mcp_list_tools"}
+    | {"compaction", "compaction_trigger", "context_compaction"}
+)
+# Tools that come with the input instead of beside it.
+_MORE_TOOLS = "additional_tools"
 _PARTS = {
     "user": ("input_text", "input_image"),
     "system": ("input_text",),
@@ -65,19 +78,26 @@ async def prepare_responses(service: Service, body: ResponsesRequest, place: Pla
         _translate(item, "previous_response_id", translation)
     items = _items(body.input)
     for i, item in enumerate(items):
+        if item["type"] in _LEFT_OUT:
+            warn(headers, f"input[{i}] of type {item['type']} is left out: this server runs no such tools")
         _translate(item, f"input[{i}]" if isinstance(body.input, list) else "input", translation)
-    if not items and body.previous_response_id is None:
+    if body.previous_response_id is None and not any(item["type"] in _ID_PREFIXES for item in items):
         # Clients ask nothing to see whether a server answers.
         translation.message("user", "input")
-    chat = ChatRequest.model_validate(_chat_fields(body, translation, headers))
-    with translation.naming():
+    chat = ChatRequest.model_validate(_chat_fields(body, items, translation, headers))
+    with translation.naming(headers):
         job = await prepare_chat(service, chat, place, id_prefix="resp_", headers=headers)
     store = body.store is not False and service.responses is not None
     return ResponsesJob(job, _frame(body, job, store), items, store, body.wants_logprobs)
 
 
 def new_item_id(kind: str) -> str:
-    return _ID_PREFIXES[kind] + secrets.token_hex(16)
+    return _ID_PREFIXES.get(kind, "item_") + secrets.token_hex(16)
+
+
+def is_unfinished(response: dict[str, Any]) -> bool:
+    """It was begun in the background, and has not ended as far as the store knows."""
+    return response["status"] in ("queued", "in_progress")
 
 
 def not_found(response_id: str, *, param: str | None = None) -> ApiError:
@@ -91,6 +111,10 @@ async def _history(service: Service, previous: str | None) -> list[dict[str, Any
     chain = None if service.responses is None else await service.responses.chain(previous)
     if chain is None:
         raise not_found(previous, param="previous_response_id")
+    if is_unfinished(chain[-1].response):
+        raise InvalidRequestError(
+            "previous_response_id names a response that is not complete.", param="previous_response_id"
+        )
     return [item for stored in chain for item in [*stored.input, *stored.response["output"]]]
 
 
@@ -101,7 +125,7 @@ def _items(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     items = []
     for i, sent in enumerate(given):
         kind = sent.get("type") or "message"
-        if not isinstance(kind, str) or kind not in _ID_PREFIXES:
+        if not isinstance(kind, str) or kind not in {*_ID_PREFIXES, *_LEFT_OUT, _MORE_TOOLS}:
             message = f"must be {', '.join(_ID_PREFIXES)}, got {kind!r}: there is nothing else here."
             raise refusal(f"input[{i}].type", message, "unsupported_value")
         if not isinstance(sent.get("id"), (str, type(None))):
@@ -120,11 +144,14 @@ def _items(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
-def _chat_fields(body: ResponsesRequest, translation: Translation, headers: dict[str, str]) -> dict[str, Any]:
+def _chat_fields(
+    body: ResponsesRequest, items: list[dict[str, Any]], translation: Translation, headers: dict[str, str]
+) -> dict[str, Any]:
+    offered = [*(body.tools or ()), *_tools_among(items)]
     return {
         "model": body.model,
         "messages": translation.messages,
-        "tools": list(_tools(body.tools, translation, headers)) or None if body.tools else None,
+        "tools": list(_tools(offered, translation, headers)) or None,
         "tool_choice": _tool_choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
         "reasoning_effort": body.reasoning.effort if body.reasoning else None,
@@ -136,6 +163,15 @@ def _chat_fields(body: ResponsesRequest, translation: Translation, headers: dict
         "top_logprobs": body.top_logprobs,
         "stream": body.stream,
     }
+
+
+def _tools_among(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for i, item in enumerate(items):
+        if item["type"] == _MORE_TOOLS:
+            tools = item.get("tools")
+            if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+                raise refusal(f"input[{i}].tools", "must be a list of objects.", "invalid_type")
+            yield from tools
 
 
 def _tools(tools: list[dict[str, Any]], translation: Translation, headers: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -158,7 +194,13 @@ def _tool_choice(choice: Any) -> Any:
             return choice
         case {"type": "function", "name": str(name)}:
             return {"type": "function", "function": {"name": name}}
-    raise refusal("tool_choice", 'must be "none", "auto", "required" or {"type": "function", "name": ...}.')
+        case {"type": "allowed_tools", "mode": mode, "tools": [_, *_] as tools}:
+            named = [_tool_choice(tool) for tool in tools if isinstance(tool, dict)]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+    raise refusal(
+        "tool_choice",
+        'must be "none", "auto", "required", {"type": "function", "name": ...} or {"type": "allowed_tools", ...}.',
+    )
 
 
 def _response_format(body: ResponsesRequest) -> dict[str, Any] | None:
@@ -188,7 +230,7 @@ def _translate(item: dict[str, Any], origin: str, translation: Translation) -> N
         if not _in_turn(translation):
             translation.message("assistant", origin)
         translation.call(item.get("call_id"), item.get("name"), item.get("arguments"), origin)
-    elif text := _reasoning_text(item):
+    elif kind == "reasoning" and (text := _reasoning_text(item)):
         if _said(translation):
             translation.message("assistant", origin)
         translation.part({"type": "thinking", "thinking": text}, origin)
@@ -241,7 +283,7 @@ def _frame(body: ResponsesRequest, job: ChatJob, store: bool) -> dict[str, Any]:
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
-        "background": False,
+        "background": bool(body.background),
         "completed_at": None,
         "error": None,
         "incomplete_details": None,

@@ -69,6 +69,7 @@ class ResponsesRequest(Body):
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = Field(None, description="Keep the response, which is the default.")
+    background: bool | None = Field(None, description="Answer at once with the id; not streamed.")
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: int | None = None
@@ -107,19 +108,23 @@ class ResponsesRequest(Body):
                 raise InvalidRequestError(f"include knows no {name[:100]!r}.", param="include", code="invalid_value")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
-        pairs, key_length, value_length = MAX_METADATA
-        metadata = self.metadata or {}
-        if len(metadata) > pairs or any(len(k) > key_length or len(v) > value_length for k, v in metadata.items()):
-            raise InvalidRequestError(
-                f"metadata takes {pairs} pairs, keys of {key_length} and values of {value_length} characters.",
-                param="metadata",
-            )
+        check_metadata(self.metadata)
+
+
+def check_metadata(metadata: dict[str, str] | None) -> None:
+    """Raises InvalidRequestError if there is more of it than OpenAI takes."""
+    pairs, key_length, value_length = MAX_METADATA
+    given = metadata or {}
+    if len(given) > pairs or any(len(k) > key_length or len(v) > value_length for k, v in given.items()):
+        raise InvalidRequestError(
+            f"metadata takes {pairs} pairs, keys of {key_length} and values of {value_length} characters.",
+            param="metadata",
+        )
 
 
 # OpenAI's, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "access_programs": (),
-    "background": (False,),
     "background_options": (),
     "context_management": ([],),
     "conversation": (),

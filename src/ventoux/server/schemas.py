@@ -6,19 +6,18 @@ are `engine/limits.py`'s. Messages and tools stay as they came: the text room ju
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from ventoux.engine.limits import MAX_LOGPROBS
 from ventoux.engine.request import SamplingParams
 from ventoux.errors import ContextLengthError, InvalidRequestError
+from ventoux.server.body import Body
+from ventoux.server.constraints import Constrained
 from ventoux.server.refusals import refuse_unsupported, unknown_inside
 
 MAX_CACHE_SALT_LENGTH = 256
-# Compiling takes time in proportion to the schema, and real ones have a few kilobytes.
-MAX_SCHEMA_BYTES = 256 * 1024
 # OpenAI's default for plain completions. Chats end by themselves, so they may use all the room there is.
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -37,20 +36,6 @@ def _text_or_objects(value: Any) -> Any:
 TextOrObjects = Annotated[str | list[dict[str, Any]], BeforeValidator(_text_or_objects)]
 
 
-class Body(BaseModel):
-    """A JSON object of a request. Fields that are not declared are kept apart, in `model_extra`."""
-
-    model_config = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
-
-    def extra_inside(self) -> list[str]:
-        """The paths of undeclared fields in objects that have a schema of their own."""
-        paths = []
-        for name, inner in dict(self).items():
-            if isinstance(inner, Body):
-                paths += [f"{name}.{path}" for path in [*(inner.model_extra or {}), *inner.extra_inside()]]
-        return paths
-
-
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -59,7 +44,7 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class _Generation(Body):
+class _Generation(Constrained):
     """Fields that chat and plain completions share."""
 
     model: str | None = Field(None, description="One of the served names; the first one if left out.")
@@ -82,6 +67,7 @@ class _Generation(Body):
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Scores of the prompt's tokens.")
     cache_salt: str | None = Field(None, description="Prompts share cached prefixes only under the same salt.")
 
     def limit(self) -> tuple[str, int | None]:
@@ -96,6 +82,8 @@ class _Generation(Body):
         """Raises InvalidRequestError for fields that contradict each other."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError("prompt_logprobs cannot be streamed.", param="prompt_logprobs")
         if self.seed is not None and self.random_seed is not None and self.seed != self.random_seed:
             raise InvalidRequestError("seed and random_seed are the same and disagree.", param="random_seed")
         if self.cache_salt is not None and not 0 < len(self.cache_salt) <= MAX_CACHE_SALT_LENGTH:
@@ -123,6 +111,7 @@ class _Generation(Body):
             "ignore_eos": self.ignore_eos,
             "include_stop_str_in_output": self.include_stop_str_in_output,
             "logprobs": num_logprobs,
+            "prompt_logprobs": self.prompt_logprobs,
             "grammar": grammar,
         }
         params = SamplingParams(**{name: value for name, value in given.items() if value is not None})
@@ -162,48 +151,12 @@ def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     return {int(key): value for key, value in bias.items()}
 
 
-class JsonFormat(NamedTuple):
-    """An answer that must be JSON; `schema` None: any object."""
-
-    schema: dict[str, Any] | None
-
-
-class JsonSchema(Body):
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    def wanted(self) -> JsonFormat | None:
-        """None for plain text. Raises InvalidRequestError if the schema is missing or too large."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return JsonFormat(None)
-        if self.json_schema is None:
-            raise InvalidRequestError(
-                "response_format of type json_schema needs json_schema.", param="response_format.json_schema"
-            )
-        if len(msgspec.json.encode(self.json_schema.schema_)) > MAX_SCHEMA_BYTES:
-            raise InvalidRequestError(
-                f"A schema may have at most {MAX_SCHEMA_BYTES} bytes.",
-                param="response_format.json_schema.schema",
-                code="invalid_json_schema",
-            )
-        return JsonFormat(self.json_schema.schema_)
-
-
 class ChatRequest(_Generation):
     """POST /v1/chat/completions"""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "function": ...}.')
+    tool_choice: Any = Field(None, description='"auto", "none", "required", one function, or allowed_tools.')
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = Field(None, description='"none" or "high"; other levels count as the nearer one.')
     prompt_mode: str | None = Field(None, description='Mistral\'s older switch: "reasoning" is effort "high".')
@@ -211,7 +164,9 @@ class ChatRequest(_Generation):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    response_format: ResponseFormat | None = None
+    return_drafted: bool | None = Field(None, description="Entries of logprobs say whether a draft guessed the token.")
+    return_routed_experts: bool | None = Field(None, description="And which experts of each layer computed it.")
+    thinking_token_budget: int | None = Field(None, ge=0, le=2**31 - 1, description="Reasoning ends after so many.")
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     echo: Literal[False] | None = None
@@ -225,6 +180,12 @@ class ChatRequest(_Generation):
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def logprob_details(self) -> tuple[str, ...]:
+        """What entries of logprobs tell beside OpenAI's keys."""
+        asked = {"drafted": self.return_drafted, "experts": self.return_routed_experts}
+        return tuple(name for name, wanted in asked.items() if wanted)
+
     def check_combinations(self) -> None:
         super().check_combinations()
         both = (self.max_tokens, self.max_completion_tokens)
@@ -234,6 +195,9 @@ class ChatRequest(_Generation):
             )
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
+        for name in ("return_drafted", "return_routed_experts"):
+            if getattr(self, name) and not self.logprobs:
+                raise InvalidRequestError(f"{name} needs logprobs: true.", param=name)
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidRequestError(
                 "continue_final_message and add_generation_prompt exclude each other.", param="continue_final_message"

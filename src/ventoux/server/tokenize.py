@@ -20,4 +20,4 @@ async def prompt_ids(service: Service, body: TokenizeRequest, headers: dict[str,
             encode, text = service.tokenizer.encode_text, body.prompt or ""
             return await asyncio.to_thread(encode, text, bos=body.add_special_tokens, limit=limit)
         effort = known_effort(body.reasoning_effort, headers)
-        return (await encode_chat(service, body, effort, limit=limit)).token_ids
+        return (await encode_chat(service, body, effort, headers, limit=limit)).token_ids

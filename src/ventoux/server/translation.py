@@ -9,6 +9,7 @@ from typing import Any
 
 from ventoux.errors import InvalidRequestError
 
+_MESSAGE = re.compile(r"messages\[\d+\]")
 _LAST_STEP = re.compile(r"(?:\.[^.\[\]]*|\[\d+\])$")
 
 
@@ -63,10 +64,12 @@ class Translation:
         return self._origins[known] + path[len(known) :]
 
     @contextmanager
-    def naming(self) -> Iterator[None]:
-        """Refusals of the chat request come out naming what the client sent."""
+    def naming(self, headers: dict[str, str]) -> Iterator[None]:
+        """Refusals of the chat request, and warnings in `headers`, come out naming what the client sent."""
         try:
             yield
+            if "x-warning" in headers:
+                headers["x-warning"] = _MESSAGE.sub(lambda found: self.origin(found[0]), headers["x-warning"])
         except InvalidRequestError as e:
             if e.param is not None:
                 named = self.origin(e.param)

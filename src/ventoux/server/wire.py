@@ -41,11 +41,12 @@ def add_usage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def chat_logprobs(entries: Sequence[Logprobs]) -> dict[str, Any]:
-    return {
-        "content": [{**_score(entry.chosen), "top_logprobs": [_score(top) for top in entry.top]} for entry in entries],
-        "refusal": None,
-    }
+def chat_logprobs(entries: Sequence[Logprobs], details: Sequence[str] = ()) -> dict[str, Any]:
+    """`details`, ours alone: further attributes of Logprobs that entries tell."""
+    content = [{**_score(entry.chosen), "top_logprobs": [_score(top) for top in entry.top]} for entry in entries]
+    for written, entry in zip(content, entries, strict=True):
+        written.update((name, getattr(entry, name)) for name in details)
+    return {"content": content, "refusal": None}
 
 
 def logprob(score: TokenScore) -> float:
@@ -59,3 +60,16 @@ def _score(score: TokenScore) -> dict[str, Any]:
 def warn(headers: dict[str, str], text: str) -> None:
     """Tells the client that its request is honoured in another way than asked."""
     headers["x-warning"] = f"{headers['x-warning']}; {text}" if "x-warning" in headers else text
+
+
+def prompt_logprobs(entries: Sequence[Logprobs | None]) -> list[dict[str, Any] | None]:
+    """vLLM's form: per token of the prompt, the scores of it and of the most likely ones by id; the first has none."""
+    return [
+        {
+            str(score.token_id): {"logprob": logprob(score), "rank": score.rank, "decoded_token": score.text}
+            for score in (entry.chosen, *entry.top)
+        }
+        if entry is not None
+        else None
+        for entry in entries
+    ]

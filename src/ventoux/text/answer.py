@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ventoux.engine.request import EngineOutput, FinishReason, SamplingParams, TokenLogprob
+from ventoux.engine.request import EngineOutput, FinishReason, SamplingParams, TokenLogprob, TokenOutput
 from ventoux.text.detokenizer import StopStrings
 from ventoux.text.stream_parser import (
     Content,
@@ -40,6 +40,8 @@ class Logprobs(msgspec.Struct, frozen=True, tag=True):
 
     chosen: TokenScore
     top: list[TokenScore]
+    drafted: bool = False  # a draft had guessed it
+    experts: list[list[int]] = []  # per layer, if asked for
 
 
 AnswerEvent = Event | Logprobs
@@ -142,7 +144,7 @@ class AnswerStream:
             self.token_ids.append(token.token_id)
             self.num_tokens += 1
             if self._num_top is not None and token.logprobs:
-                events.append(self._scores(token.logprobs))
+                events.append(self._scores(token.logprobs, token))
             self._filter(self._parser.push([token.token_id]), events)
             if self.must_abort:
                 return events
@@ -200,6 +202,6 @@ class AnswerStream:
             case _:
                 events.append(event)
 
-    def _scores(self, scores: list[TokenLogprob]) -> Logprobs:
+    def _scores(self, scores: list[TokenLogprob], token: TokenOutput | None = None) -> Logprobs:
         chosen, *top = (token_score(self._tokenizer, score) for score in scores)
-        return Logprobs(chosen, top)
+        return Logprobs(chosen, top, token.drafted, token.experts) if token else Logprobs(chosen, top)

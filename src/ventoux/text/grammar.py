@@ -1,44 +1,51 @@
-"""Constrained decoding: tool_choice and response_format -> a Lark grammar -> which tokens may come next.
+"""Constrained decoding: what an answer may be -> a Lark grammar -> which tokens may come next.
 
-How a tool call is written comes from mistral-common's grammar factory; llguidance matches it. The templates are ours:
-mistral-common's lets free text come before a required call, and a model that would rather talk then never calls.
+llguidance matches it. A call is written as mistral-common's grammar factory has it, which a test compares. The factory
+itself reads the vocabulary before it writes anything, which takes a second or three with the interpreter's lock. And
+its rules let free text come before a required call: a model that would rather talk then never calls.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from decimal import Decimal
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from llguidance import LLMatcher
-from mistral_common.guidance.grammar_factory import GrammarFactory
-from mistral_common.protocol.instruct.tool_calls import Tool, ToolChoiceEnum
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from mistral_common.guidance.tokenizer import from_mistral_tokenizer
 
-from ventoux.text.messages import check_text, refusal, refusing, to_tools
+from ventoux.errors import InvalidRequestError
+from ventoux.text.grammar_forms import Form, JsonForm, check_size
+from ventoux.text.messages import refusal, to_tools
 from ventoux.text.tokenizer import Tokenizer
 
-_ANSWER = """
-answer: {% if json_schema_str %}SAFE_WS? %json {{ json_schema_str }}{% endif %}
-{%- if json_schema_str and fcall %} | {% endif %}
-{%- if fcall %}({{ fcall }}){% endif %}
-SAFE_WS: /[ \\t\\r\\n]{1,8}/
-"""
-_WITHOUT_THINKING = "start: answer" + _ANSWER
-_WITH_THINKING = "start: think? answer\nthink: {{ begin_think_token }} /(.|\\n)+/ {{ end_think_token }}" + _ANSWER
-# llguidance takes 0.1 s for an object of 1000 properties and 38 s for one of 10,000; arrays of up to 10,000 items take
-# 0.1 s, of a million 8 s. Its own limits come into play later than that.
-MAX_SCHEMA_PROPERTIES = 1000
-MAX_SCHEMA_ITEMS = 10_000
-# llguidance builds a state per remainder, without any limit of its own: "multipleOf": 99999 takes 5 s, 123456789 takes
-# more memory than there is. Several multiples that meet in one number count as their least common multiple.
-MAX_SCHEMA_REMAINDERS = 10_000
+# llguidance's own limits, 2000 and 50,000, end an object of 500 optional properties at its first brace: each of them is
+# a few items of the parser's row. With 1000 of them a step takes 25 ms.
+MAX_ROW_ITEMS = 20_000
+MAX_STEP_ITEMS = 500_000
+_BLANKS = "SAFE_WS: /[ \\t\\r\\n]{1,8}/\n"
+_FREE = "/(.|\\n)+/"
 
-_ANY_OBJECT: dict[str, Any] = {"type": "object"}
-# JSON as prompts write it, ", " and ": ". With free whitespace a model in doubt can write blanks until max_tokens.
-_SEPARATORS = '{"x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}, '
+# Of a strict tool without a schema, as mistral-common has it.
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+Calls = Literal["none", "auto", "required"]
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """A think block before the answer.
+
+    Attributes:
+        is_open: The prompt has begun it already; else it may be left out.
+        max_tokens: It is closed after so many tokens; None: whenever the model likes.
+    """
+
+    is_open: bool = False
+    max_tokens: int | None = None
 
 
 class GrammarMatcher:
@@ -52,8 +59,15 @@ class GrammarMatcher:
         return self._matcher.consume_token(token_id)
 
     def fill(self, mask: np.ndarray) -> None:
-        """Writes which tokens may come next into a bool array `[vocab_size]`; the end token where the text may end."""
+        """Writes which tokens may come next into a bool array `[vocab_size]`; the end token where the text may end.
+
+        Raises InvalidRequestError if the grammar has become too complex at this place.
+        """
         mask[:] = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: len(mask)] != 0
+        if self._matcher.is_error():
+            # Otherwise nothing but the end would be allowed, and the answer would end in the middle.
+            reason = _first_line(self._matcher.get_error())
+            raise InvalidRequestError(f"the grammar cannot be followed any further: {reason}", code="invalid_grammar")
 
     def is_stopped(self) -> bool:
         """Nothing but the end token may follow."""
@@ -65,126 +79,102 @@ class GrammarMatcher:
 
 
 class GrammarCompiler:
-    """Writes grammars for one tokenizer and compiles them. Building it reads the vocabulary once."""
+    """Writes grammars for one tokenizer and compiles them. The first compilation reads the vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
 
     @cached_property
-    def _factory(self) -> GrammarFactory:
-        return GrammarFactory(self._tokenizer.mistral)
+    def _vocabulary(self) -> LLTokenizer:
+        return from_mistral_tokenizer(self._tokenizer.mistral)
 
-    def tool_grammar(
+    def grammar(
         self,
-        tools: Sequence[dict[str, Any]],
-        *,
-        name: str | None = None,
-        parallel_tool_calls: bool = True,
-        think: bool = False,
-    ) -> str:
-        """The grammar of an answer that is calls and nothing else.
-
-        Args:
-            tools: OpenAI-shaped definitions. Arguments follow the schema of tools marked `strict`; of others they are
-                any JSON object.
-            name: Only this tool may be called (a named tool_choice); None: any of them (tool_choice "required").
-            parallel_tool_calls: One or more calls, else exactly one.
-            think: A think block may come first.
-
-        Raises:
-            InvalidRequestError: `tools` is wrong or empty, or has no tool of this name.
-        """
-        converted = to_tools(tools)
-        _check_size([tool.function.parameters for tool in converted if tool.function.strict], "tools")
-        if not converted:
-            raise refusal("tool_choice", "a call is required, but there are no tools.")
-        if name is not None:
-            converted = [tool for tool in converted if tool.function.name == name]
-            if not converted:
-                raise refusal("tool_choice", f"there is no tool named {name!r} in tools.")
-        return self._render(converted, None, ToolChoiceEnum.required, parallel_tool_calls, think)
-
-    def json_grammar(
-        self,
-        schema: dict[str, Any] | None,
+        form: Form | None = None,
         *,
         tools: Sequence[dict[str, Any]] = (),
+        calls: Calls = "none",
+        names: Collection[str] | None = None,
         parallel_tool_calls: bool = True,
-        think: bool = False,
+        thinking: Thinking | None = None,
     ) -> str:
-        """The grammar of an answer that is JSON, or calls of `tools`.
+        """The grammar of an answer.
 
         Args:
-            schema: The JSON schema to follow; None: any object (response_format "json_object").
+            form: What the answer's text must be; None: any text.
+            tools: OpenAI-shaped definitions. Arguments follow the schema of tools marked `strict`; of others they are
+                any JSON object.
+            calls: "none": no call can be written. "auto": calls may follow free text, or stand instead of a `form`.
+                "required": calls and nothing else.
+            names: Only these tools may be called; None: all.
+            parallel_tool_calls: One or more calls, else exactly one.
+            thinking: None: there is no think block.
 
         Raises:
-            InvalidRequestError: `tools` is wrong. Whether the schema is usable, `compile` finds out.
+            InvalidRequestError: `form` or `tools` is wrong. Whether a schema is usable, `compile` finds out.
         """
-        check_text(schema, "response_format.json_schema.schema")
-        _check_size([schema], "response_format.json_schema.schema")
-        mode = ToolChoiceEnum.auto if tools else ToolChoiceEnum.none
-        converted = to_tools(tools)
-        _check_size([tool.function.parameters for tool in converted if tool.function.strict], "tools")
-        return self._render(converted, schema or _ANY_OBJECT, mode, parallel_tool_calls, think)
+        call = self._calls(tools, names, parallel_tool_calls) if calls != "none" else ""
+        if form is not None:
+            form.check()
+        text = _FREE if form is None else "form"
+        answer = {
+            "required": call,
+            "auto": f"{_FREE}? ({call})?" if form is None else f"form | {call}",
+            "none": f"{_FREE}?" if form is None else text,
+        }[calls]
+        rules = [self._thinking(thinking), f"answer: {answer}"]
+        if form is not None and calls != "required":
+            rules.append(f"form: {form.rule()}")
+        return "\n".join([*rules, _BLANKS])
 
-    def compile(self, grammar: str, *, param: str = "response_format") -> GrammarMatcher:
+    def compile(
+        self, grammar: str, *, param: str = "response_format", code: str = "invalid_json_schema"
+    ) -> GrammarMatcher:
         """A matcher at the grammar's beginning.
 
         Raises:
-            InvalidRequestError: about `param`: a schema that is none, holds what llguidance cannot follow, or is too
-                large.
+            InvalidRequestError: about `param`: what it is made of is no schema, no expression or no grammar, holds
+                what llguidance cannot follow, or is too large.
         """
-        matcher = LLMatcher(self._factory.llg_tokenizer, grammar, log_level=0)
+        limits = LLParserLimits(max_items_in_row=MAX_ROW_ITEMS, step_max_items=MAX_STEP_ITEMS)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            # Some are found to be too complex only where the first token is chosen.
+            matcher.compute_logit_bias()
         if matcher.is_error():
-            # The first line says what is wrong; a listing of the grammar, or a backtrace, follows.
-            reason = matcher.get_error().partition("\n")[0]
-            raise refusal(param, f"cannot be followed: {reason}", "invalid_json_schema")
+            raise refusal(param, f"cannot be followed: {_first_line(matcher.get_error())}", code)
         return GrammarMatcher(matcher)
 
-    def _render(
-        self, tools: list[Tool], schema: dict[str, Any] | None, mode: ToolChoiceEnum, parallel: bool, think: bool
-    ) -> str:
-        with refusing("tools" if tools else "response_format"):
-            grammar = self._factory.get_lark_from_jinja(
-                template=_WITH_THINKING if think else _WITHOUT_THINKING,
-                mode=mode,
-                tools=tools or None,
-                json_schema=schema,
-                parallel_tool_calls=parallel,
-                json_only=not tools,
-                force_tool_names=bool(tools),
-            )
-        return grammar.replace("%json {", "%json " + _SEPARATORS)
+    def _thinking(self, thinking: Thinking | None) -> str:
+        if thinking is None:
+            return "start: answer"
+        control = self._tokenizer.control
+        begin, end = f"<[{control.begin_think}]>", f"<[{control.end_think}]>"
+        if thinking.max_tokens == 0:
+            return f"start: {end} answer" if thinking.is_open else "start: answer"
+        limit = "" if thinking.max_tokens is None else f"[max_tokens={thinking.max_tokens}]"
+        block = f"thought? {end}" if thinking.is_open else f"({begin} thought {end})?"
+        return f"start: {block} answer\nthought{limit}: {_FREE}"
+
+    def _calls(self, tools: Sequence[dict[str, Any]], names: Collection[str] | None, parallel: bool) -> str:
+        converted = [tool.function for tool in to_tools(tools)]
+        check_size([function.parameters for function in converted if function.strict], "tools")
+        allowed = [function for function in converted if names is None or function.name in names]
+        if not allowed:
+            raise refusal("tool_choice", "no tool in tools may be called.")
+        free = [json.dumps(function.name) for function in allowed if not function.strict]
+        calls = [self._call(f"({' | '.join(free)})", None)] if free else []
+        for function in allowed:
+            if function.strict:
+                calls.append(self._call(json.dumps(function.name), function.parameters or _NO_ARGUMENTS))
+        return f"({' | '.join(calls)}){'+' if parallel else ''}"
+
+    def _call(self, name: str, schema: dict[str, Any] | None) -> str:
+        control = self._tokenizer.control
+        arguments = JsonForm(schema).json()
+        return f"(<[{control.tool_calls}]> SAFE_WS? {name} <[{control.args}]> SAFE_WS? {arguments} SAFE_WS?)"
 
 
-def _check_size(schemas: Sequence[Any], param: str) -> None:
-    """Refuses schemas that would take seconds to compile; each counts as a property itself."""
-    num_properties, num_items = len(schemas), 0
-    multiples: list[int] = []
-    stack = list(schemas)
-    while stack:
-        item = stack.pop()
-        if isinstance(item, list):
-            stack.extend(item)
-        if not isinstance(item, dict):
-            continue
-        stack.extend(item.values())
-        properties = item.get("properties")
-        num_properties += len(properties) if isinstance(properties, dict) else 0
-        counts = (item.get(key) for key in ("minItems", "maxItems", "minProperties", "maxProperties"))
-        num_items += sum(count for count in counts if isinstance(count, (int, float)))
-        if isinstance(multiple := item.get("multipleOf"), (int, float)):
-            multiples.append(_digits(multiple))
-    if num_properties > MAX_SCHEMA_PROPERTIES:
-        message = f"has {num_properties} properties; at most {MAX_SCHEMA_PROPERTIES} can be followed."
-        raise refusal(param, message, "invalid_json_schema")
-    if num_items > MAX_SCHEMA_ITEMS:
-        message = f"asks for up to {num_items} items; at most {MAX_SCHEMA_ITEMS} can be counted."
-        raise refusal(param, message, "invalid_json_schema")
-    if len(multiples) * math.lcm(*multiples) > MAX_SCHEMA_REMAINDERS:
-        raise refusal(param, "its multipleOf values are too large to be followed.", "invalid_json_schema")
-
-
-def _digits(multiple: int | float) -> int:
-    """The number without sign, decimal point and the zeros at its end, none of which cost anything: 0.25 -> 25."""
-    return int("".join(map(str, Decimal(str(multiple)).normalize().as_tuple().digits)))
+def _first_line(error: str) -> str:
+    """It says what is wrong; a listing of the grammar, or a backtrace, follows."""
+    return error.partition("\n")[0]
