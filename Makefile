@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test check slow sanitize bench docs clean
+.PHONY: help setup run test test-clients check slow sanitize bench docs test-page page-images page-vendor clean
 
 help:
 	@echo "make run    the server with the bundled model on http://127.0.0.1:8000"
 	@echo "make test   the test suite (no network, no GPU, no weights)"
+	@echo "make test-page  the chat page in Chromium, which has to be there (apt install chromium)"
+	@echo "make test-clients  OpenAI's, Anthropic's, Mistral's and other clients against a running server"
 	@echo "make check  lint, types and the rules of the house"
 	@echo "make slow   the tests that take long: memory peaks, what the bundled model can do"
 	@echo "make sanitize  the native operators under address and undefined-behaviour sanitizers"
@@ -33,6 +35,18 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# Clients need each other's dependencies in versions that exclude each other: an environment for each group of them. The
+# requirements files name every package, so nothing else is resolved (or brought along, such as another torch).
+CLIENTS := $(patsubst tests/clients/%/requirements.txt,%,$(wildcard tests/clients/*/requirements.txt))
+test-clients: setup $(CLIENTS:%=build/clients/%/.installed)
+	for env in $(CLIENTS); do build/clients/$$env/bin/python -m pytest -c tests/clients/pytest.ini --rootdir tests/clients \
+	  --confcutdir tests/clients --ventoux $(BIN)/ventoux tests/clients/$$env || exit 1; done
+
+build/clients/%/.installed: tests/clients/%/requirements.txt
+	$(PYTHON) -m venv build/clients/$*
+	build/clients/$*/bin/pip install --quiet --no-deps --requirement $<
+	touch $@
+
 check: setup
 	$(BIN)/ruff check src tests examples docs
 	$(BIN)/ruff format --check src tests examples docs
@@ -55,6 +69,22 @@ bench: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+
+# Chromium itself is the system's, or that of: .venv/bin/playwright install chromium
+PAGE := $(VENV)/.installed-page
+$(PAGE): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,page]"
+	touch $(PAGE)
+
+test-page: $(PAGE)
+	$(BIN)/python -m pytest -m browser tests/page
+
+page-images: $(PAGE)
+	$(BIN)/python -m tests.page.pictures
+
+# What the chat page ships of others, at the versions of its package.json; needs npm.
+page-vendor:
+	sh src/ventoux/server/page/vendor/refresh.sh
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

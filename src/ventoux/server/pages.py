@@ -1,21 +1,35 @@
-"""The chat page and the list of routes: plain HTML, nothing from elsewhere."""
+"""The chat page, the status page and the list of routes: plain files, nothing from elsewhere."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
-import re
+from collections.abc import Iterator
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".woff2": "font/woff2",
+}
+# Nothing from elsewhere, no script in the markup, and no text of a model as markup but through DOMPurify.
 _POLICY = (
-    "default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src 'self' data: blob:;"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self';"
+    " connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    " require-trusted-types-for 'script'; trusted-types dompurify ventoux"
 )
+# The worker that runs the tools which people write into the page: their code, but no network.
+_WORKER = "js/tool-worker.js"
+_WORKER_POLICY = "default-src 'none'; script-src 'unsafe-eval'"
 _DOCS_STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
     "code{font-family:ui-monospace,monospace}dt{margin-top:1rem;font-weight:600}table{border-collapse:collapse}"
@@ -23,18 +37,36 @@ _DOCS_STYLE = (
 )
 
 
-def chat_page() -> Response:
-    """The page at `/`. Only its own script, named by its hash, may run there."""
-    text = files("ventoux.server").joinpath("page", "index.html").read_text(encoding="utf-8")
-    script = _SCRIPT.search(text)
-    digest = base64.b64encode(hashlib.sha256(script.group(1).encode() if script else b"").digest()).decode()
-    headers = {
-        "content-security-policy": _POLICY.format(digest=digest),
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return Response(text, media_type="text/html", headers=headers)
+class PageFiles:
+    """The files of the chat page and the status page, read once. Only those are served whose type is known."""
+
+    def __init__(self) -> None:
+        self._files = dict(_read_folder(files("ventoux.server").joinpath("page"), ""))
+
+    def answer(self, name: str, known: str | None) -> Response:
+        """One file; 304 if `known`, the request's If-None-Match, names it as it is. Raises HTTPException 404."""
+        if name not in self._files:
+            raise HTTPException(404)
+        content, media_type = self._files[name]
+        headers = {
+            "content-security-policy": _WORKER_POLICY if name == _WORKER else _POLICY,
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            # Asked for every time, sent again only after an update.
+            "cache-control": "no-cache",
+            "etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+        }
+        if known == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+
+def _read_folder(folder: Traversable, prefix: str) -> Iterator[tuple[str, tuple[bytes, str]]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _read_folder(entry, f"{prefix}{entry.name}/")
+        elif media_type := _TYPES.get(PurePosixPath(entry.name).suffix):
+            yield prefix + entry.name, (entry.read_bytes(), media_type)
 
 
 def docs_page(openapi: dict[str, Any]) -> Response:
