@@ -1,15 +1,21 @@
-"""Writes docs/reference/cli.md from the command-line parsers. After changing a flag: `python docs/generate.py`."""
+"""Writes docs/reference/cli.md from the command-line parsers, and docs/bad-inputs.md from the server's answers.
+
+After changing a flag or an error: `python docs/generate.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 from ventoux.cli import COMMANDS
 
-TARGET = Path(__file__).parent / "reference" / "cli.md"
+DOCS = Path(__file__).parent
 
 HEAD = """\
 # Command line
@@ -85,5 +91,19 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def bad_inputs() -> str:
+    """The page of bad inputs: every row of the table is asked here."""
+    from tests.server import bad_inputs
+    from ventoux.text.tekken import write_tekken
+    from ventoux.text.tokenizer import Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Tokenizer.from_file(write_tekken(Path(folder), num_ranks=2048))
+    return bad_inputs.page(asyncio.run(bad_inputs.ask_all(tokenizer)))
+
+
 if __name__ == "__main__":
-    TARGET.write_text(page(), encoding="utf-8")
+    # Where `tests` lies.
+    sys.path.insert(0, str(DOCS.parent))
+    (DOCS / "reference" / "cli.md").write_text(page(), encoding="utf-8")
+    (DOCS / "bad-inputs.md").write_text(bad_inputs(), encoding="utf-8")

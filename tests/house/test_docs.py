@@ -21,6 +21,7 @@ from ventoux.config import EngineConfig, ServerConfig
 from ventoux.engine.request import SamplingParams
 from ventoux.server import refusals
 from ventoux.server.app import create_app
+from ventoux.server.batch_routes import BatchRequest
 from ventoux.server.messages_schemas import RULES as MESSAGES_RULES
 from ventoux.server.messages_schemas import MessagesRequest, Thinking
 from ventoux.server.metrics import Metrics
@@ -175,7 +176,7 @@ def test_every_field_is_on_the_http_page():
     """A field that is taken or refused without anybody being told."""
     known = words("reference/http.md")
     bodies = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, StreamOptions)
-    bodies += (MessagesRequest, Thinking, ResponsesRequest, ReasoningOptions, TextOptions)
+    bodies += (MessagesRequest, Thinking, ResponsesRequest, ReasoningOptions, TextOptions, BatchRequest)
     taken = {name for body in bodies for name in body.model_fields}
     ruled = {name for rules in (refusals.COMPLETIONS, MESSAGES_RULES, RESPONSES_RULES) for name in rules.refused}
     ruled |= refusals.COMPLETIONS.harmless | MESSAGES_RULES.harmless | RESPONSES_RULES.harmless
