@@ -337,7 +337,7 @@ inline void expand_values(Pool& pool, const float* sums, int64_t width, const We
   pool.run(int(token_blocks * H), [&](int task) {
     const int64_t h = task % H, begin = task / H * kTokens, end = std::min(out.count, begin + kTokens);
     float results[kMaxM * kPanel];
-    for_each_group(begin, end, [&](int64_t t, int here) {
+    for_each_group(begin, end, kMaxM, [&](int64_t t, int here) {
       const float* rows[kMaxM];
       for (int m = 0; m < here; ++m) rows[m] = sums + ((t + m) * H + h) * width;
       for (int64_t o = 0; o < O; o += kPanel) {

@@ -62,9 +62,20 @@ inline __m512i widen_nvfp4(const void* codes, uint8_t scale0, uint8_t scale1) {
   return _mm512_permutexvar_epi16(_mm512_or_si512(nibbles, second), table);
 }
 
+struct Nvfp4Reader {
+  const uint8_t* p;
+  const uint8_t* groups;
+  Nvfp4Reader() = default;
+  Nvfp4Reader(const Weight& w, int64_t r) : p(w.row(r)), groups(w.row_groups(r)) {}
+  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBlock / 2, 0, 3); }
+};
+
 struct Bf16 {
   using Element = uint16_t;  // in order, zeros after the last column up to a multiple of 32
   static constexpr bool kTakesF32 = false;
+  static constexpr bool kTakesNvfp4 = true;
+  using CodeReader = Nvfp4Reader;
+  static float unit(Format) { return 1.0f; }
 
   static __m512i block(const Bf16Reader& w, int64_t i) { return _mm512_loadu_si512(w.p + i * 2 * kBlock); }
   static __m512i block(const Fp8Reader& w, int64_t i) { return widen_fp8(w.p + i * kBlock); }

@@ -43,36 +43,29 @@ struct DenseReader {
 using Bf16Reader = DenseReader<uint16_t, split_bf16>;
 using F32Reader = DenseReader<float, split_f32>;
 
+#if defined(__AVX2__)
+// e4m3 codes in the upper bytes of words -> halves that are 2^-8 of them: exponent and mantissa are as long or longer
+// there, and subnormal numbers mean the same, so moving them by one bit is all. 0x7f, NaN, comes out as 480: no
+// checkpoint with it is loaded.
+inline __m256i halves(__m256i words) {
+  return _mm256_and_si256(_mm256_srai_epi16(words, 1), _mm256_set1_epi16(short(0xbf80)));
+}
+#endif
+
+// Columns come out as 2^-8 of what they are: see Fp32::unit.
 struct Fp8Reader {
   const uint8_t* p;
   Fp8Reader() = default;
   Fp8Reader(const Weight& w, int64_t r) : p(w.row(r)) {}
-#if defined(__AVX512F__)
-  // Exponent and mantissa move into a float's place; the exponent is 120 too small. Codes below 8 are subnormal: m /
-  // 512. 0x7f, NaN, would come out as 480: no checkpoint with it is loaded.
-  static __m512 widen(__m512i code) {
-    __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi32(0x7f));
-    __m512i sign = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x80)), 24);
-    __m512i normal = _mm512_add_epi32(_mm512_slli_epi32(magnitude, 20), _mm512_set1_epi32(120 << 23));
-    __m512 small = _mm512_mul_ps(_mm512_cvtepi32_ps(magnitude), _mm512_set1_ps(1.0f / 512));
-    __mmask16 is_small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(8));
-    __m512i value = _mm512_mask_mov_epi32(normal, is_small, _mm512_castps_si512(small));
-    return _mm512_castsi512_ps(_mm512_or_si512(value, sign));
-  }
   static Pair decode(const uint8_t* q) {
-    __m512i both = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
-    return {{widen(both)}, {widen(_mm512_srli_epi32(both, 8))}};
-  }
+#if defined(__AVX2__)
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+    return {from_halves(halves(_mm256_slli_epi16(both, 8))), from_halves(halves(both))};
 #else
-  static Pair decode(const uint8_t* q) {
-    alignas(64) float even[kLanes], odd[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      even[i] = kE4m3.value[q[2 * i]];
-      odd[i] = kE4m3.value[q[2 * i + 1]];
-    }
-    return {load(even), load(odd)};
-  }
+    return {lanes([&](int i) { return kE4m3.value[q[2 * i]] / 256; }),
+            lanes([&](int i) { return kE4m3.value[q[2 * i + 1]] / 256; })};
 #endif
+  }
   Pair block(int64_t i) const { return decode(p + i * kBlock); }
   void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBlock, 0, 3); }
   Pair tail(int64_t i, int64_t count) const {
@@ -82,47 +75,13 @@ struct Fp8Reader {
   }
 };
 
-// code x group scale has at most six significant bits: exact.
-struct Nvfp4Reader {
-  const uint8_t* p;
-  const uint8_t* groups;
-  Nvfp4Reader() = default;
-  Nvfp4Reader(const Weight& w, int64_t r) : p(w.row(r)), groups(w.row_groups(r)) {}
-#if defined(__AVX512F__)
-  static Pair decode(const uint8_t* q, float scale0, float scale1) {
-    const __m512 table = _mm512_set_ps(-6, -4, -3, -2, -1.5f, -1, -0.5f, -0.0f, 6, 4, 3, 2, 1.5f, 1, 0.5f, 0);
-    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
-    __m512 scale = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(scale0), _mm512_set1_ps(scale1));
-    return {{_mm512_mul_ps(_mm512_permutexvar_ps(bytes, table), scale)},
-            {_mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table), scale)}};
-  }
-#else
-  static Pair decode(const uint8_t* q, float scale0, float scale1) {
-    static constexpr float table[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
-    alignas(64) float even[kLanes], odd[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      float scale = i < kLanes / 2 ? scale0 : scale1;
-      even[i] = table[q[i] & 15] * scale;
-      odd[i] = table[q[i] >> 4] * scale;
-    }
-    return {load(even), load(odd)};
-  }
-#endif
-  Pair block(int64_t i) const {
-    return decode(p + i * kBlock / 2, kE4m3.value[groups[2 * i]], kE4m3.value[groups[2 * i + 1]]);
-  }
-  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBlock / 2, 0, 3); }
-  Pair tail(int64_t i, int64_t) const {  // columns are a multiple of 16: a tail is one group
-    alignas(64) uint8_t rest[kBlock / 2] = {};
-    std::memcpy(rest, p + i * kBlock / 2, kBlock / 4);
-    return decode(rest, kE4m3.value[groups[2 * i]], 0.0f);
-  }
-};
-
 // An arithmetic: what activations are kept as, what 32 columns of a weight become, and one step of a chain.
 struct Fp32 {
   using Element = float;
-  static constexpr bool kTakesF32 = true;  // weights stored as fp32
+  static constexpr bool kTakesF32 = true;     // weights stored as fp32
+  static constexpr bool kTakesNvfp4 = false;  // fixed.h multiplies these
+  // What a result is to be multiplied with, where the reader gives a fraction.
+  static float unit(Format format) { return format == Format::kFp8 ? 256.0f : 1.0f; }
   template <class Reader>
   static Pair block(const Reader& w, int64_t i) {
     return w.block(i);

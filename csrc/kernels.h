@@ -69,7 +69,7 @@ struct Products {
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512;
+extern const Kernels kAvx2, kAvx512, kAvx512Vnni;
 extern const Products kAvx512Bf16, kAmx, kAvx512Bf16Emulated, kAmxEmulated;
 #endif
 

@@ -18,7 +18,7 @@ inline int64_t panel_rows(const Pool& pool, int64_t rows) {
 template <class Product>
 inline void linear(Pool& pool, Rows x, const Weight& w, Rows out) {
   const int64_t ends[] = {0, x.count};
-  const auto in = Product::gather(pool, x, nullptr, ends, 1);
+  const auto in = Product::gather(pool, x, nullptr, ends, 1, w.format == Format::kNvfp4);
   const int64_t panel = panel_rows<Product>(pool, w.rows);
   pool.run(int((w.rows + panel - 1) / panel), [&](int task) {
     const int64_t first = task * panel, count = std::min(panel, w.rows - first);

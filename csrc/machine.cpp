@@ -46,9 +46,11 @@ std::vector<Kernels> usable(bool emulated) {
     if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles())
       found.push_back(with(kAmx));
     if (__builtin_cpu_supports("avx512bf16")) found.push_back(with(kAvx512Bf16));
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(kAvx512Vnni);
     found.push_back(kAvx512);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(kAvx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    found.push_back(kAvx2);
 #endif
   found.push_back(kPortable);
 #if defined(__x86_64__)

@@ -78,8 +78,11 @@ inline void moe(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Row
   };
   const int64_t inner = std::max(has_shared ? shared.gate.rows : 0, routed.num_experts ? routed.gate_up.rows / 2 : 0);
   const int64_t num_pairs = int64_t(groups.token.size());
-  const auto in = Product::gather(pool, x, groups.token.data(), groups.begin.data(), groups.num_groups);
-  const auto room = Product::empty(pool, kHidden, num_pairs, inner);
+  bool codes = false;
+  for (const Weight* w : {&routed.gate_up, &routed.down, &shared.gate, &shared.up, &shared.down})
+    codes |= w->data != nullptr && w->format == Format::kNvfp4;
+  const auto in = Product::gather(pool, x, groups.token.data(), groups.begin.data(), groups.num_groups, codes);
+  auto room = Product::empty(pool, kHidden, num_pairs, inner);
   auto hidden_of = [&](int64_t F) {  // experts and the shared one may differ in width
     auto hidden = room;
     hidden.cols = F;
@@ -112,6 +115,10 @@ inline void moe(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Row
       Product::put(hidden_of(F), p, here, first, count, gates, kPanel);
     });
   });
+  Product::finish(pool, room, num_pairs, [&](int64_t p) {
+    const auto after = std::upper_bound(groups.begin.begin(), groups.begin.end(), p);
+    return mlp_of(after - groups.begin.begin() - 1).gate.rows;
+  }, codes);
   pool.run(downs.total, [&](int task) {
     const int g = downs.group_of(task);
     const Weight down = mlp_of(g).down;

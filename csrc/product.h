@@ -2,6 +2,7 @@
 // products of a panel of weight rows with a group of them. This is the product of vector code, in either arithmetic.
 #pragma once
 
+#include "fixed.h"
 #include "rows.h"
 
 namespace ventoux {
@@ -26,19 +27,33 @@ inline void pad_row(float* row, int64_t cols) {
 }
 inline void pad_row(uint16_t* row, int64_t cols) { std::memset(row + cols, 0, size_t(padded(cols) - cols) * 2); }
 
-// FP8 and NVFP4 carry a multiplier per row of the weight.
-inline void scale_rows(const Weight& w, int64_t first, int64_t count, int num_x, float* out, int64_t ld) {
+// FP8 and NVFP4 carry a multiplier per row of the weight. `unit` is a power of two.
+inline void scale_rows(const Weight& w, int64_t first, int64_t count, int num_x, float* out, int64_t ld, float unit) {
   if (w.row_scales)
     for (int m = 0; m < num_x; ++m)
-      for (int64_t i = 0; i < count; ++i) out[m * ld + i] *= w.row_scales[first + i];
+      for (int64_t i = 0; i < count; ++i) out[m * ld + i] *= unit * w.row_scales[first + i];
 }
 
-// Dots of rows first .. first + count - 1 of w with up to kMaxM activations, row multipliers applied.
+// Rows begin .. end - 1 in groups of nearly equal size, at most `most` each: group(first, count).
+template <class Group>
+inline void for_each_group(int64_t begin, int64_t end, int64_t most, const Group& group) {
+  const int64_t groups = (end - begin + most - 1) / most;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = begin + (end - begin) * g / groups, next = begin + (end - begin) * (g + 1) / groups;
+    group(first, int(next - first));
+  }
+}
+
+// Dots of rows first .. first + count - 1 of w with activations, row multipliers applied. Of every format but NVFP4,
+// unless the arithmetic has a reader of its own for that.
 template <class A = Fp32>
 inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
                         float* out, int64_t ld) {
   auto go = [&]<class Reader>(Reader*) {
-    dots<Reader, A>([&](int64_t r) { return Reader(w, r); }, first, count, num_x, x, w.cols, w.row_bytes(), out, ld);
+    for_each_group(0, num_x, kMaxM, [&](int64_t m, int here) {
+      dots<Reader, A>([&](int64_t r) { return Reader(w, r); }, first, count, here, x + m, w.cols, w.row_bytes(),
+                      out + m * ld, ld);
+    });
   };
   switch (w.format) {
     case Format::kF32:
@@ -46,26 +61,18 @@ inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x
       break;
     case Format::kBf16: go(static_cast<Bf16Reader*>(nullptr)); break;
     case Format::kFp8: go(static_cast<Fp8Reader*>(nullptr)); break;
-    case Format::kNvfp4: go(static_cast<Nvfp4Reader*>(nullptr)); break;
+    case Format::kNvfp4:
+      if constexpr (A::kTakesNvfp4) go(static_cast<typename A::CodeReader*>(nullptr));
+      break;
   }
-  scale_rows(w, first, count, num_x, out, ld);
-}
-
-// Rows begin .. end - 1 in groups of nearly equal size, at most kMaxM each: group(first, count).
-template <class Group>
-inline void for_each_group(int64_t begin, int64_t end, const Group& group) {
-  const int64_t groups = (end - begin + kMaxM - 1) / kMaxM;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = begin + (end - begin) * g / groups, next = begin + (end - begin) * (g + 1) / groups;
-    group(first, int(next - first));
-  }
+  scale_rows(w, first, count, num_x, out, ld, A::unit(w.format));
 }
 
 template <class A>
 struct Vectors {
   using Element = typename A::Element;
-  static constexpr int kGroup = kMaxM;    // activations side by side
-  static constexpr int64_t kRows = 8;     // a panel's rows are a multiple of this
+  static constexpr int kGroup = kMaxFixed;  // activations side by side
+  static constexpr int64_t kRows = 8;       // a panel's rows are a multiple of this
   static constexpr int64_t kPanel = VENTOUX_ISA::kPanel;
 
   // Activations, one row after the other as the arithmetic reads them.
@@ -73,17 +80,24 @@ struct Vectors {
     Element* data;
     int64_t cols, width;    // width: from one row to the next
     const int64_t* row_of;  // where activation p lies; null: at p
-    Element* row(int64_t p) const { return data + (row_of ? row_of[p] : p) * width; }
+    FixedRows fixed;        // the same for NVFP4 weights
+    int64_t index(int64_t p) const { return row_of ? row_of[p] : p; }
+    Element* row(int64_t p) const { return data + index(p) * width; }
   };
-  // Activation p is row row_of[p] of x; `ends` bounds the groups that are multiplied by one weight each.
-  static Operand gather(Pool& pool, Rows x, const int64_t* row_of, const int64_t*, int64_t) {
-    const Operand in = empty(pool, kSplitX, x.count, x.cols);
+  // Activation p is row row_of[p] of x; `ends` bounds the groups that are multiplied by one weight each. `codes`: there
+  // are NVFP4 weights among them.
+  static Operand gather(Pool& pool, Rows x, const int64_t* row_of, const int64_t*, int64_t, bool codes) {
+    Operand in = empty(pool, kSplitX, x.count, x.cols);
     run_rows(pool, x.count, [&](int64_t r) { read_row(x, r, in.row(r)); });
-    return {in.data, in.cols, in.width, row_of};
+    finish(pool, in, x.count, [&](int64_t) { return x.cols; }, codes);
+    in.row_of = row_of;
+    return in;
   }
   static Operand empty(Pool& pool, int slot, int64_t count, int64_t cols) {
-    void* memory = pool.scratch(slot, size_t(count * padded(cols)) * sizeof(Element));
-    return {static_cast<Element*>(memory), cols, padded(cols), nullptr};
+    // Another 64 bytes: rows a power of two apart would fall into the same few places of a cache.
+    const int64_t width = padded(cols) + 64 / int64_t(sizeof(Element));
+    void* memory = pool.scratch(slot, size_t(count * width) * sizeof(Element));
+    return {static_cast<Element*>(memory), cols, width, nullptr, {}};
   }
   // Columns first .. first + count - 1 of activations p .. p + here - 1.
   static void put(const Operand& to, int64_t p, int here, int64_t first, int64_t count, const float* values,
@@ -94,9 +108,23 @@ struct Vectors {
       if (last) pad_row(to.row(p + m), to.cols);
     }
   }
+  // After the last `put` of `count` rows, of which p has cols_of(p) columns: at most in.cols.
+  template <class Cols>
+  static void finish(Pool& pool, Operand& in, int64_t count, const Cols& cols_of, bool codes) {
+    if constexpr (!A::kTakesNvfp4) {
+      if (!codes) return;
+      const int64_t row_blocks = fixed_blocks(in.cols);
+      const size_t bytes = size_t(count * row_blocks) * sizeof(FixedBlock);
+      char* memory = static_cast<char*>(pool.scratch(kFixed, bytes + size_t(count) * sizeof(float)));
+      in.fixed = {reinterpret_cast<FixedBlock*>(memory), reinterpret_cast<float*>(memory + bytes), row_blocks};
+      run_rows(pool, count, [&](int64_t p) {
+        in.fixed.units[p] = fix_row(in.data + p * in.width, cols_of(p), in.fixed.blocks + p * row_blocks);
+      });
+    }
+  }
   template <class Group>
   static void for_each_group(int64_t begin, int64_t end, const Group& group) {
-    VENTOUX_ISA::for_each_group(begin, end, group);
+    VENTOUX_ISA::for_each_group(begin, end, kGroup, group);
   }
 
   // Rows first .. first + count - 1 of a weight, to be multiplied with activations begin .. end - 1.
@@ -107,9 +135,23 @@ struct Vectors {
         : weight(w), first(first), count(count) {}
     // out[m * ld + i] = <row first + i, activation p + m>
     void dots(const Operand& in, int64_t p, int here, float* out, int64_t ld) const {
-      const Element* rows[kMaxM];
+      if constexpr (!A::kTakesNvfp4)
+        if (weight.format == Format::kNvfp4) return fixed_dots(in, p, here, out, ld);
+      const Element* rows[kGroup];
       for (int m = 0; m < here; ++m) rows[m] = in.row(p + m);
       weight_dots<A>(weight, first, count, here, rows, out, ld);
+    }
+
+   private:
+    void fixed_dots(const Operand& in, int64_t p, int here, float* out, int64_t ld) const {
+      const FixedBlock* rows[kGroup];
+      float units[kGroup];
+      for (int m = 0; m < here; ++m) {
+        rows[m] = in.fixed.blocks + in.index(p + m) * in.fixed.row_blocks;
+        units[m] = in.fixed.units[in.index(p + m)];
+      }
+      code_dots(weight, first, count, here, rows, units, out, ld);
+      scale_rows(weight, first, count, here, out, ld, 1.0f);
     }
   };
 };

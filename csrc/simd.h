@@ -61,6 +61,9 @@ inline V exp2_int(V n) {
   return {_mm512_castsi512_ps(bits)};
 }
 
+// 16 halves
+inline V from_halves(__m256i h) { return {_mm512_cvtph_ps(h)}; }
+
 // Sums of four vectors: ((l0 + l2) + (l1 + l3)) in each quarter of four lanes, then (q0 + q2) + (q1 + q3).
 inline void sum4(V a, V b, V c, V d, float* out) {
   __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
@@ -137,6 +140,10 @@ inline __m256 exp2_half(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 inline V exp2_int(V n) { return {exp2_half(n.a), exp2_half(n.b)}; }
+
+inline V from_halves(__m256i h) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
 
 inline void sum4(V a, V b, V c, V d, float* out) {
   auto quarters = [](__m256 p, __m256 q, __m256 r, __m256 s) {

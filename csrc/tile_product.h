@@ -139,7 +139,7 @@ struct Tiles {
   static Operand empty(Pool& pool, int slot, int64_t count, int64_t cols) {
     return {static_cast<Element*>(pool.scratch(slot, size_t(count * padded(cols)) * 2)), cols, padded(cols)};
   }
-  static Operand gather(Pool& pool, Rows x, const int64_t* row_of, const int64_t* ends, int64_t num_groups) {
+  static Operand gather(Pool& pool, Rows x, const int64_t* row_of, const int64_t* ends, int64_t num_groups, bool) {
     std::vector<std::pair<int64_t, int>> blocks;
     for (int64_t g = 0; g < num_groups; ++g)
       for (int64_t p = ends[g]; p < ends[g + 1]; p += kTile)
@@ -174,6 +174,8 @@ struct Tiles {
       }
     }
   }
+  template <class Cols>
+  static void finish(Pool&, Operand&, int64_t, const Cols&, bool) {}  // complete as it is
   template <class Group>
   static void for_each_group(int64_t begin, int64_t end, const Group& group) {
     for (int64_t p = begin; p < end; p += kGroup) group(p, int(std::min<int64_t>(kGroup, end - p)));
@@ -212,7 +214,7 @@ class Tiles::Panel {
         n[1] ? go<1, 2>(in, p, n, r, rows, out + r, ld) : go<1, 1>(in, p, n, r, rows, out + r, ld);
       }
     }
-    scale_rows(weight_, first_, count_, here, out, ld);
+    scale_rows(weight_, first_, count_, here, out, ld, 1.0f);
   }
 
  private:

@@ -288,14 +288,53 @@ def test_nan_stays_in_its_row(products):
     assert products.linear(x, weight)[3].isnan().all()
 
 
-def test_every_instruction_set_agrees():
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_instruction_set_agrees(form):
     """Lane by lane the same order; only FMA's single rounding sets the portable path apart."""
-    x, weight = random(7, 208), random(67, 208, seed=1)
+    x, (weight, dense) = random(7, 208), stored(random(67, 208, seed=1), form)
     results = {name: native_operators(1, name).linear(x, weight) for name in instruction_sets()}
-    if {"avx512", "avx2"} <= results.keys():
-        assert torch.equal(results["avx512"], results["avx2"])
+    fused = [result for name, result in results.items() if name != "portable" and "bf16" not in name]
+    assert all(torch.equal(result, fused[0]) for result in fused)
     for result in results.values():
-        close(result, x.double() @ weight.double().T)
+        close(result, x.double() @ dense.T)
+
+
+def picking(columns, chosen):
+    """An NVFP4 matrix whose rows are single columns times 6, the largest code."""
+    codes = torch.zeros(len(chosen), columns // 2, dtype=torch.uint8)
+    for row, column in enumerate(chosen):
+        codes[row, column // 2] = 0x70 if column % 2 else 0x07
+    scales = torch.ones(len(chosen), columns // 16).to(torch.float8_e4m3fn)
+    return Nvfp4Weight(codes, scales, torch.ones(len(chosen)))
+
+
+def test_nvfp4_keeps_small_activations_beside_large_ones(ops):
+    """Activations are whole numbers there, of 23 bits with their sign: a digit too few, or a carry lost between digits,
+    would show in what lies 2^-14 below the largest. (An outlier of 16384 times the rest is no invention.)"""
+    x = torch.zeros(1, 160)
+    x[0, 0] = 1.0
+    x[0, 1:] = random(159).bfloat16().float().clamp(-4, 4) * 2.0**-14
+    chosen = [0, 1, 2, 31, 32, 127, 128, 159]
+    got = ops.linear(x, picking(160, chosen))
+    assert (got - 6 * x[:, chosen]).abs().max() <= 6 * 2.0**-22
+    x[0, 1:] = (x[0, 1:] * 2.0**21).round() * 2.0**-21
+    assert torch.equal(ops.linear(x, picking(160, chosen)), 6 * x[:, chosen])
+
+
+def test_nvfp4_has_a_unit_for_every_row(ops):
+    """A row times a power of two gives the result times that power, bit for bit, whatever its neighbours are; zeros
+    give zeros, and a row with a NaN or an infinity is all NaN, alone."""
+    x, (weight, _) = random(9, 208), stored(random(35, 208, seed=1), "nvfp4")
+    factors = torch.tensor([2.0**k for k in (0, 1, -1, 60, -60, 90, -90)])
+    want = ops.linear(x, weight)
+    scaled = x.clone()
+    scaled[:7] *= factors.unsqueeze(1)
+    scaled[7], scaled[8, 3] = 0.0, float("inf")
+    got = ops.linear(scaled, weight)
+    assert torch.equal(got[:7], want[:7] * factors.unsqueeze(1))
+    assert (got[7] == 0).all() and got[8].isnan().all()
+    scaled[8, 3] = float("nan")
+    assert torch.equal(ops.linear(scaled, weight)[:8], got[:8]) and ops.linear(scaled, weight)[8].isnan().all()
 
 
 @pytest.mark.skipif(not {"amx", "avx512_bf16"} & set(WITH_EMULATED), reason="needs a machine with bf16 instructions")
