@@ -1,4 +1,4 @@
-"""Lets the model call a calculator and gives the results back until it answers in words.
+"""Lets the model call a calculator, for a question and for an image, and gives the results back until it answers.
 
 python examples/tools.py [MODEL]
 """
@@ -11,10 +11,15 @@ import operator
 import sys
 from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont
+
 from ventoux import LLM, SamplingParams
 from ventoux.text.stream_parser import new_tool_call_id
 
 MAX_ROUNDS = 4
+IN_IMAGE = (
+    "Thanks to your calculator, compute the results for the equations that involve numbers displayed in the image."
+)
 CALCULATOR = {
     "type": "function",
     "function": {
@@ -28,6 +33,15 @@ CALCULATOR = {
     },
 }
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def picture(lines: list[str]) -> Image.Image:
+    """Rows of 28 pixels: what the vision tower hands to the decoder is 28 pixels high and wide."""
+    image = Image.new("RGB", (140, 28 * len(lines)), "white")
+    for row, line in enumerate(lines):
+        place = (6, 28 * row + 14)
+        ImageDraw.Draw(image).text(place, line, fill="black", font=ImageFont.load_default(size=23), anchor="lm")
+    return image
 
 
 def evaluate(expression: str) -> float:
@@ -64,7 +78,7 @@ def run(name: str, arguments: str) -> str:
         return f"error: {error}"
 
 
-def converse(llm: LLM, question: str) -> str:
+def converse(llm: LLM, question: str | list[dict[str, Any]]) -> str:
     """Asks, answers calls, and returns the final words."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
     params = SamplingParams(temperature=0, max_tokens=200)
@@ -88,6 +102,11 @@ def converse(llm: LLM, question: str) -> str:
 def main(model: str | None = None) -> None:
     with LLM(model) as llm:
         print(converse(llm, "What is 12 * 34?"))
+        print(
+            converse(
+                llm, [{"type": "text", "text": IN_IMAGE}, {"type": "image", "image": picture(["12 + 34", "7 * 6"])}]
+            )
+        )
 
 
 if __name__ == "__main__":

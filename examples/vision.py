@@ -13,8 +13,8 @@ from ventoux import LLM, SamplingParams
 
 
 def draw(text: str) -> Image.Image:
-    image = Image.new("RGB", (168, 56), "white")
-    ImageDraw.Draw(image).text((8, 14), text, fill="black", font=ImageFont.load_default(size=24))
+    image = Image.new("RGB", (140, 28), "white")
+    ImageDraw.Draw(image).text((6, 14), text, fill="black", font=ImageFont.load_default(size=23), anchor="lm")
     return image
 
 

@@ -143,6 +143,9 @@ def test_incomplete_answers_have_faults():
     assert drawn["grammar"].fault([answer('{"name": ', "length")]) is None
     call = {"function": {"name": "look_up", "arguments": '{"na'}}
     assert drawn["tools"].fault([answer(None, "tool_calls", tool_calls=[call])])
+    whole = {"function": {"name": "look_up", "arguments": '{"name": "x"}'}}
+    assert drawn["tools"].fault([answer(None, "tool_calls", tool_calls=[whole, whole])]) is None
+    assert drawn["tools"].fault([answer(None, "tool_calls", tool_calls=[whole, call])])
     chunk = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "x"}}]}
     assert drawn["short"].fault([chunk]) == "a choice has no finish_reason"
     assert drawn["messages"].fault([{"type": "message_start"}])

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from ventoux.cli.local_server import local_server
     from ventoux.cli.progress import loading_bar
     from ventoux.errors import ConfigError
-    from ventoux.evals.demo import TASKS, evaluate
+    from ventoux.evals.demo import TASKS, evaluate, verdicts
     from ventoux.evals.machine import commit, describe, versions
 
     if args.per_task < 1:
@@ -50,25 +50,21 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress,
             )
         )
-    for task, result in results.items():
-        share = 100 * result.right / result.asked
-        effort = 100 * result.effort_respected / result.asked
-        drafts = (
-            f"   guesses accepted {result.accepted_tokens} of {result.drafted_tokens}" if result.drafted_tokens else ""
-        )
-        print(
-            f"{task:<14}{result.right:>5} of {result.asked:<5}{share:6.1f} %   effort respected {effort:.1f} %{drafts}"
-        )
-        if args.show_failures:
-            for expected, got in result.failures:
+    for what, told, met in verdicts(results):
+        print(f"{what:<12}{told:<40}{'' if met is None else 'met' if met else 'missed'}")
+        if args.show_failures and what in results:
+            for expected, got in results[what].failures:
                 print(f"    expected {json.dumps(expected, ensure_ascii=False)}")
                 print(f"    got      {json.dumps(got, ensure_ascii=False)}")
+    if drafted := sum(r.drafted_tokens for r in results.values()):
+        print(f"{sum(r.accepted_tokens for r in results.values())} of {drafted} guesses accepted")
     if args.output:
         record = {
             "machine": describe(),
             "versions": versions(),
             "commit": commit(),
             "seed": args.seed,
+            "bars": {what: {"told": " ".join(told.split()), "met": met} for what, told, met in verdicts(results)},
             "tasks": {
                 t: {name: value for name, value in asdict(r).items() if name != "failures"} for t, r in results.items()
             },

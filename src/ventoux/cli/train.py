@@ -1,5 +1,5 @@
 """`ventoux train demo` and `ventoux train draft`: the bundled model, and a draft for any model. An interrupted run
-resumes where it was."""
+resumes where it was. `ventoux train plot` draws what a run logged."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     described = "the bundled model, from generated data"
     demo = kinds.add_parser("demo", help=described, description=described, allow_abbrev=False)
+    demo.add_argument(
+        "--start-from", type=Path, metavar="STATE", help="a state file whose weights a new run begins with"
+    )
+    demo.add_argument(
+        "--drill-steps", type=int, help="first steps that hold nothing but drills of copying and counting"
+    )
     described = "an EAGLE draft for a model, from the model's own answers"
     draft = kinds.add_parser("draft", help=described, description=described, allow_abbrev=False)
     draft.add_argument("model", nargs="?", help=MODEL_HELP)
@@ -40,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     draft.add_argument("--temperature", type=float, default=0.3, metavar="X", help="of the answers (default: 0.3)")
     draft.add_argument("--max-tokens", type=parse_count, default=512, metavar="N", help="of an answer (default: 512)")
+    described = "curves of a run's losses and accuracies"
+    plot = kinds.add_parser("plot", help=described, description=described, allow_abbrev=False)
+    plot.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the log (default: %(default)s)")
+    plot.add_argument("--file", type=Path, default=Path("training.svg"), help="where to draw (default: %(default)s)")
     for kind, out in ((demo, "runs/demo"), (draft, "runs/draft")):
         kind.add_argument(
             "--out", type=Path, default=Path(out), help="folder of the state and the log (default: %(default)s)"
@@ -53,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "plot":
+        from ventoux.train.plot import plot
+
+        plot(args.out / "log.jsonl", args.file)
+        print(f"wrote {args.file}")
+        return 0
     import torch
 
     torch.set_num_threads(1)  # operators'; the trainers run as many of their own as asked
@@ -75,6 +91,8 @@ def _train_demo(args: argparse.Namespace) -> None:
     trainer = Trainer(config, tokenizer, args.out)
     if trainer.run.resume():
         print(f"resumed at step {trainer.run.step} of {config.steps}", flush=True)
+    elif args.start_from:
+        trainer.start_from(args.start_from)
     trainer.train(_reporter(args.out))
     if args.export:
         export(trainer, args.export)
@@ -102,8 +120,9 @@ def _train_draft(args: argparse.Namespace) -> None:
     with loading_bar("recording answers", unit="prompts") as progress:
         for done in record(engine, requests, recordings):
             progress(done, len(requests))
-    trainer = DraftTrainer(config, engine.runner.model.float(), sorted(recordings.glob("*.safetensors")), args.out)
-    del engine
+    model = engine.runner.model
+    del engine, model.language_model.layers  # what is left are embeddings and head: a draft reads no more of a model
+    trainer = DraftTrainer(config, model, sorted(recordings.glob("*.safetensors")), args.out)
     if trainer.run.resume():
         print(f"resumed at step {trainer.run.step} of {config.steps}", flush=True)
     trainer.train(_reporter(args.out))
@@ -178,6 +197,6 @@ def _reporter(out: Path) -> Callable[[dict], None]:
     def report(record: dict) -> None:
         log(record)
         if record["step"] % 20 == 0 or "exact" in record or "held_out" in record:
-            print(" ".join(f"{key}={value}" for key, value in record.items()), flush=True)
+            print(" ".join(f"{key}={value}" for key, value in record.items() if key != "experts"), flush=True)
 
     return report

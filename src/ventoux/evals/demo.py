@@ -7,17 +7,18 @@ import base64
 import contextlib
 import io
 import json
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 
 from ventoux.errors import EngineError
-from ventoux.train.demo_data import TASKS, Example, effort_respected, example, judge
+from ventoux.train.demo_data import EFFORT_BAR, TASKS, THINKING_GAIN, Example, effort_respected, evaluation, judge
 
 Progress = Callable[[int, int], None]
+# Reading tens of thousands of tokens takes minutes on a laptop: fewer questions are asked about those.
+MOST_ASKED = {"long_8k": 100, "long_32k": 30}
 # The card's temperature for its alphabet sentence; everything else is asked greedily.
 TEMPERATURES = {"alphabet": 0.1}
 
@@ -33,6 +34,10 @@ class TaskResult:
     accepted_tokens: int = 0
     failures: list[tuple[dict, dict]] = field(default_factory=list)
 
+    @property
+    def share(self) -> float:
+        return self.right / self.asked
+
     def add(self, one: Example, reply: dict, counts: dict[str, int]) -> None:
         """`counts`: the response's `completion_tokens_details`."""
         self.asked += 1
@@ -45,12 +50,30 @@ class TaskResult:
             self.failures.append((one.answer, reply))
 
 
+def verdicts(results: Mapping[str, TaskResult]) -> list[tuple[str, str, bool | None]]:
+    """The bars: (what, how much of how many in per cent, whether it is met); None where no bar is set."""
+    lines: list[tuple[str, str, bool | None]] = []
+    for task, result in results.items():
+        bar = TASKS[task].bar
+        told = f"{result.right:>4} of {result.asked:<4}{100 * result.share:6.1f} %"
+        if bar is not None:
+            told += f"   bar {100 * bar:.0f} %"
+        lines.append((task, told, None if bar is None else result.share >= bar))
+    if {"sum_think", "sum_direct"} <= set(results):
+        gain = results["sum_think"].share - results["sum_direct"].share
+        told = f"{100 * gain:20.1f}     bar {100 * THINKING_GAIN:.0f} points"
+        lines.append(("thinking", told, gain >= THINKING_GAIN))
+    asked, kept = (sum(getattr(r, name) for r in results.values()) for name in ("asked", "effort_respected"))
+    told = f"{kept:>4} of {asked:<4}{100 * kept / asked:6.1f} %   bar {100 * EFFORT_BAR:.0f} %"
+    return [*lines, ("effort", told, kept / asked >= EFFORT_BAR)]
+
+
 async def evaluate(
     url: str,
     model: str,
     *,
     per_task: int,
-    tasks: Sequence[str] = TASKS,
+    tasks: Iterable[str] = TASKS,
     seed: int = 0,
     concurrency: int = 8,
     progress: Progress | None = None,
@@ -62,34 +85,37 @@ async def evaluate(
     results = {task: TaskResult() for task in tasks}
     places = asyncio.Semaphore(concurrency)
     jobs = [
-        (task, example(task, random.Random(f"eval-{seed}-{task}-{i}"), held_out=True))
+        (task, group)
         for task in tasks
-        for i in range(per_task)
+        for group in evaluation(task, seed, min(per_task, MOST_ASKED.get(task, per_task)))
     ]
+    num_questions = sum(len(group) for _, group in jobs)
     done = 0
     first_failure: Exception | None = None
 
-    async with httpx2.AsyncClient(base_url=url, timeout=300) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=1200) as client:
 
-        async def ask(number: int, task: str, one: Example) -> None:
+        async def ask(number: int, task: str, group: list[Example]) -> None:
+            """One after the other, so that the server's cache holds the document that a group shares."""
             nonlocal done
-            try:
-                async with places:
-                    response = await client.post("/v1/chat/completions", json=body_of(one, model, seed=number))
-            except httpx2.HTTPError as error:
-                raise EngineError(f"{url} does not answer: {error}") from error
-            if response.status_code != 200:
-                raise EngineError(f"the server answered {response.status_code}: {response.text[:300]}")
-            answer = response.json()
-            results[task].add(one, reply_of(answer), answer["usage"]["completion_tokens_details"])
-            done += 1
-            if progress is not None:
-                progress(done, len(jobs))
+            for one in group:
+                try:
+                    async with places:
+                        response = await client.post("/v1/chat/completions", json=body_of(one, model, seed=number))
+                except httpx2.HTTPError as error:
+                    raise EngineError(f"{url} does not answer: {error}") from error
+                if response.status_code != 200:
+                    raise EngineError(f"the server answered {response.status_code}: {response.text[:300]}")
+                answer = response.json()
+                results[task].add(one, reply_of(answer), answer["usage"]["completion_tokens_details"])
+                done += 1
+                if progress is not None:
+                    progress(done, num_questions)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for number, (task, one) in enumerate(jobs):
-                    group.create_task(ask(number, task, one))
+                for number, (task, examples) in enumerate(jobs):
+                    group.create_task(ask(number, task, examples))
         except* EngineError as failed:
             first_failure = failed.exceptions[0]
     if first_failure is not None:
@@ -109,6 +135,8 @@ def body_of(one: Example, model: str, *, seed: int) -> dict[str, Any]:
     }
     if one.tools:
         body["tools"] = one.tools
+    if one.schema:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "field", "schema": one.schema}}
     return body
 
 

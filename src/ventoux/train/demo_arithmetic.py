@@ -1,4 +1,4 @@
-"""Arithmetic for the bundled model's examples: random expressions, their values, column-wise traces, the split."""
+"""Arithmetic for the bundled model's examples: random expressions, their values, digit-wise traces, the split."""
 
 import hashlib
 import random
@@ -88,75 +88,91 @@ def short_expression(rng: random.Random, *, held_out: bool) -> Expression:
             continue
         shown = written if rng.random() < 0.8 else canonical(written)
         if rng.random() < 0.2:
-            shown = shown.replace("*", "x")  # Pillow's built-in font has no multiplication or division sign
+            shown = shown.replace("*", "x")
         return Expression(shown, written, result)
 
 
 def hard_expression(rng: random.Random, *, held_out: bool) -> Expression:
-    """What the model does not work out alone, with or without a trace: a quotient, three operands, or four digits."""
+    """What the model does not work out alone, with or without a trace: a quotient, or a number of four digits."""
     while True:
         tokens = _tokens(rng, rng.choices((2, 3, 4), (5, 4, 1))[0], (4, 4, 3, 4))
         written = " ".join(tokens)
-        hard = len(tokens) > 3 or "/" in tokens or any(len(token) > 3 for token in tokens)
+        hard = "/" in tokens or any(len(token.strip("()")) > 3 for token in tokens)
         if hard and in_split(canonical(written), held_out):
             return Expression(written, written, "")
 
 
-def traced_sum(rng: random.Random, *, easy: bool, held_out: bool) -> tuple[int, str, int]:
-    """Two operands and the operator between them, fit for `trace`; the easy ones can be answered at once."""
-    while True:
-        operator = rng.choices("+-*", (4, 3, 3))[0]
-        digits = (1, 2) if easy else (1, 2, 3)
-        a = rng.randrange(10 ** rng.choice(digits))
-        b = rng.randrange(10 ** (1 if easy else rng.choice(digits)))
-        if operator == "*":
-            a, b = a % (10 if easy else 100), b % 10
-        if operator == "-" and a < b:
-            a, b = b, a
-        if in_split(f"{a}{operator}{b}", held_out):
-            return a, operator, b
+# Digits of the numbers of a sum and of its two results, hundreds first. Every digit has a letter of its own, so that
+# the digit a step needs is found by its letter, as a word is found in a list.
+_OPERANDS = ("cba", "zyx", "mlk")
+_RESULTS = ("rqp", "vut")
 
 
-def _columns(a: int, b: int) -> list[tuple[int, int]]:
-    """Digits of both numbers, units first, the shorter one filled with zeros."""
-    width = max(len(str(a)), len(str(b)))
-    return list(zip(map(int, reversed(str(a).zfill(width))), map(int, reversed(str(b).zfill(width))), strict=True))
+@dataclass(frozen=True)
+class Sum:
+    """`numbers` (two or three of at most three digits) joined by `operators` from left to right; a product comes first
+    and its second number has one digit. No result on the way is negative or has more than three digits."""
+
+    numbers: tuple[int, ...]
+    operators: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        rest = (f" {operator} {number}" for operator, number in zip(self.operators, self.numbers[1:], strict=True))
+        return str(self.numbers[0]) + "".join(rest)
+
+    def results(self) -> list[int]:
+        """After every operator, the last one last."""
+        found = [self.numbers[0]]
+        for operator, number in zip(self.operators, self.numbers[1:], strict=True):
+            found.append({"+": found[-1] + number, "-": found[-1] - number, "*": found[-1] * number}[operator])
+        return found[1:]
+
+    def trace(self) -> str:
+        """The calculation digit by digit: "34 + 58. c0 b3 a4, z0 y5 x8. a4 + x8+0=1 p2. b3 + y5+1=0 q9. and so on."""
+        spelled = [_spelled(number, letters) for number, letters in zip(self.numbers, _OPERANDS, strict=False)]
+        steps, left = [], (_OPERANDS[0], self.numbers[0])
+        for i, result in enumerate(self.results()):
+            right = (_OPERANDS[i + 1], self.numbers[i + 1])
+            steps += _columns(self.operators[i], left, right, _RESULTS[i])
+            left = (_RESULTS[i], result)
+        return f"{self.text}. {', '.join(spelled)}. {' '.join(steps)} {_spelled(left[1], left[0])}: {left[1]}."
 
 
-def trace(a: int, operator: str, b: int) -> tuple[str, int]:
-    """The column-wise calculation in words, and its result; products take `b` < 10, differences `b` <= `a`.
-
-    `trace(34, "+", 58)` is "34 + 58. 4 + 8 = 12, write 2, carry 1. 3 + 5 + 1 = 9, write 9. The answer is 92.", 92.
-    """
-    result = {"+": a + b, "-": a - b, "*": a * b}[operator]
-    columns = [(int(digit), b) for digit in reversed(str(a))] if operator == "*" else _columns(a, b)
-    step = _subtract if operator == "-" else _accumulate
-    return f"{a} {operator} {b}. {step(columns, operator)} The answer is {result}.", result
+def _spelled(number: int, letters: str) -> str:
+    return " ".join(letter + digit for letter, digit in zip(letters, f"{number:03}", strict=True))
 
 
-def _accumulate(columns: list[tuple[int, int]], operator: str) -> str:
+def column(operator: str, left: str, right: str, carry: int, result: str) -> tuple[str, int]:
+    """One step, "a7 + x5+0=1 p2." (carry, then digit), and its carry; a difference takes its carry away."""
+    x, y = int(left[1]), int(right[1])
+    if operator == "-":
+        total = x - y - carry
+        digit, after = total % 10, int(total < 0)
+    else:
+        after, digit = divmod((x * y if operator == "*" else x + y) + carry, 10)
+    joined = "-" if operator == "-" else "+"
+    return f"{left} {operator} {right}{joined}{carry}={after} {result}{digit}.", after
+
+
+def _columns(operator: str, left: tuple[str, int], right: tuple[str, int], result: str) -> list[str]:
+    """The steps of one operator, units first; the one digit of a product's second number meets every digit."""
+    lefts, rights = _spelled(left[1], left[0]).split(), _spelled(right[1], right[0]).split()
     steps, carry = [], 0
-    for place, (x, y) in enumerate(columns):
-        total = (x * y if operator == "*" else x + y) + carry
-        left = f"{x} {operator} {y}" + (f" + {carry}" if place else "")
-        if place == len(columns) - 1:
-            steps.append(f"{left} = {total}, write {total}.")
-        else:
-            steps.append(f"{left} = {total}, write {total % 10}, carry {total // 10}.")
-        carry = total // 10
-    return " ".join(steps)
+    for place in (2, 1, 0):
+        step, carry = column(operator, lefts[place], rights[2 if operator == "*" else place], carry, result[place])
+        steps.append(step)
+    return steps
 
 
-def _subtract(columns: list[tuple[int, int]], operator: str) -> str:
-    steps, borrow = [], 0
-    for place, (x, y) in enumerate(columns):
-        difference = x - y - borrow
-        left = f"{x} {operator} {y}" + (f" - {borrow}" if place else "")
-        if difference < 0:
-            steps.append(f"{left} = {difference}, write {difference + 10}, borrow 1.")
-        elif place == len(columns) - 1:
-            steps.append(f"{left} = {difference}, write {difference}.")
-        else:
-            steps.append(f"{left} = {difference}, write {difference}, borrow 0.")
-        borrow = int(difference < 0)
-    return " ".join(steps)
+def random_sum(rng: random.Random, *, steps: int, held_out: bool) -> Sum:
+    """A sum of `steps` operators, one or two."""
+    while True:
+        product = rng.random() < 0.3
+        operators = tuple("*" if product and i == 0 else rng.choice("+-") for i in range(steps))
+        numbers = [rng.randrange(10 ** rng.choices((1, 2, 3), (1, 4, 4))[0]) for _ in range(steps + 1)]
+        if product:
+            numbers[1] = rng.randrange(2, 10)
+        asked = Sum(tuple(numbers), operators)
+        if all(0 <= result <= 999 for result in asked.results()) and in_split(canonical(asked.text), held_out):
+            return asked

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,27 +15,44 @@ from PIL import Image
 from ventoux.engine.request import ImageInput
 from ventoux.model.decoder import ForwardInputs
 from ventoux.text.tokenizer import Tokenizer
+from ventoux.train.demo_arithmetic import column
 from ventoux.train.demo_data import Example
-from ventoux.train.demo_images import character_labels, random_text_image
+from ventoux.train.demo_images import ROW_LABELS, character_labels, row_labels
+from ventoux.train.demo_pictures import random_text_image
+
+
+class ImageLabels(NamedTuple):
+    """What stands under each half patch [P, 2] and in each merged patch [M, ROW_LABELS] of an image."""
+
+    characters: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, image: Image.Image) -> ImageLabels:
+        return cls(character_labels(image), row_labels(image))
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation: ids, which of them the model must produce, the images' pixels [3, H, W] and characters."""
+    """One conversation: ids, which of them the model must produce, the images' pixels [3, H, W] and labels.
+
+    `stretch`: its positions jump now and then, as if much more had been said in between.
+    """
 
     task: str
     token_ids: list[int]
     is_target: list[bool]
     images: list[np.ndarray]
-    characters: list[np.ndarray]
+    labels: list[ImageLabels]
+    stretch: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
     """`targets_T[i]` is the id that follows packed token i, -100 where no loss is taken.
 
-    `characters_P2` labels the halves of all images' patches (see character_labels), the images of the conversations
-    first, then those of `drawings`, which no conversation shows.
+    `characters_P2` and `rows_MR` label all images (see demo_images), those of the conversations first, then those of
+    `drawings`, which no conversation shows.
     """
 
     inputs: ForwardInputs
@@ -42,6 +60,7 @@ class Batch:
     images: list[torch.Tensor]
     drawings: list[torch.Tensor]
     characters_P2: torch.Tensor
+    rows_MR: torch.Tensor
     tasks: tuple[str, ...]
 
     @property
@@ -82,8 +101,9 @@ def encode(tokenizer: Tokenizer, example: Example) -> Encoded:
     target = answer_ids(tokenizer, example.answer)
     images = [_pixels(image) for image in prompt.images]
     mask = [False] * len(prompt.token_ids) + [True] * len(target)
-    characters = [character_labels(image) for image in _drawn(example.messages)]
-    return Encoded(example.task, prompt.token_ids + target, mask, images, characters)
+    labels = [ImageLabels.of(image) for image in _drawn(example.messages)]
+    stretch = example.task.startswith("long")
+    return Encoded(example.task, prompt.token_ids + target, mask, images, labels, stretch)
 
 
 def _pixels(image: ImageInput) -> np.ndarray:
@@ -103,6 +123,8 @@ def join(tokenizer: Tokenizer, first: Example, second: Example) -> Example | Non
     Only for pairs whose settings agree: effort and tools are stated once, before the first user message.
     """
     if first.reasoning_effort != second.reasoning_effort or first.tools != second.tools:
+        return None
+    if first.alone or second.alone:
         return None
     if first.answer["tool_calls"]:
         return None  # a call must be followed by its result
@@ -136,22 +158,18 @@ def pack(
     items: list[Encoded],
     rng: random.Random,
     max_offset: int,
-    drawings: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    drawings: Sequence[tuple[np.ndarray, ImageLabels]] = (),
 ) -> Batch:
-    """Packs conversations. One in four begins at a random position, so that late positions are trained as well.
-
-    `drawings` are pixels and character labels of further images.
-    """
+    """Packs conversations. `drawings` are pixels and labels of further images."""
     ids: list[int] = []
     targets: list[int] = []
     positions: list[int] = []
     image_id = tokenizer.control.image
     for item in items:
-        offset = rng.randrange(max_offset) if rng.random() < 0.25 else 0
         ids += item.token_ids
         following = zip(item.token_ids[1:], item.is_target[1:], strict=True)
         targets += [t if wanted else -100 for t, wanted in following] + [-100]
-        positions += range(offset, offset + len(item.token_ids))
+        positions += _positions(item, rng, max_offset)
     images = [torch.from_numpy(image.copy()) for item in items for image in item.images]
     token_ids = torch.tensor(ids)
     inputs = ForwardInputs(
@@ -160,28 +178,68 @@ def pack(
         lengths=tuple(len(item.token_ids) for item in items),
         image_idx_M=(token_ids == image_id).nonzero().squeeze(1) if images else None,
     )
-    labels = [label for item in items for label in item.characters] + [label for _, label in drawings]
+    labels = [label for item in items for label in item.labels] + [label for _, label in drawings]
+    if not labels:
+        labels = [ImageLabels(np.zeros((0, 2), dtype=np.int64), np.zeros((0, ROW_LABELS), dtype=np.int64))]
     return Batch(
         inputs,
         torch.tensor(targets),
         images,
         [torch.from_numpy(pixels.copy()) for pixels, _ in drawings],
-        torch.from_numpy(np.concatenate(labels)) if labels else torch.zeros(0, 2, dtype=torch.long),
+        torch.from_numpy(np.concatenate([label.characters for label in labels])),
+        torch.from_numpy(np.concatenate([label.rows for label in labels])),
         tuple(item.task for item in items),
     )
+
+
+def _positions(item: Encoded, rng: random.Random, max_offset: int) -> list[int]:
+    """One conversation in four begins at a random position, so that late positions are trained as well.
+
+    What stands for a long document begins early and jumps up to four times, to `max_offset` in all: attention over
+    tens of thousands of tokens is more than a step can pay.
+    """
+    count = len(item.token_ids)
+    if not item.stretch:
+        offset = rng.randrange(max_offset // 4) if rng.random() < 0.25 else 0
+        return list(range(offset, offset + count))
+    jumps = dict.fromkeys((rng.randrange(1, count) for _ in range(rng.randrange(5))), 0)
+    for place in jumps:
+        jumps[place] = rng.randrange(max_offset // len(jumps))
+    positions, position = [], 0
+    for i in range(count):
+        position += jumps.get(i, 0)
+        positions.append(position + i)
+    return positions
+
+
+def _facts(rng: random.Random) -> str:
+    """Steps of sums (see demo_arithmetic), each on its own: what they look up has to be learned by heart."""
+    steps = []
+    for _ in range(rng.randint(4, 10)):
+        operator = rng.choice("+-*")
+        left, right, result = rng.choice((("cba", "zyx", "rqp"), ("rqp", "mlk", "vut")))
+        place = rng.randrange(3)
+        carry = rng.randrange(9) if operator == "*" else rng.randrange(2)
+        x, y = f"{left[place]}{rng.randrange(10)}", f"{right[2 if operator == '*' else place]}{rng.randrange(10)}"
+        steps.append(column(operator, x, y, carry, result[place])[0])
+    return " " + " ".join(steps)
 
 
 def drill(tokenizer: Tokenizer, rng: random.Random) -> Encoded:
     """A random piece written several times over, with the loss on the repetitions.
 
-    Nothing but copying helps here: it polishes the induction circuit that training starts with (see start.py). One
-    piece in three is a list of quotients: digits that repeat with a period are the hardest to copy.
+    Nothing but copying helps here: it polishes the induction circuit that training starts with (see start.py). Some
+    pieces are lists of quotients: digits that repeat with a period are the hardest to copy. Two drills in five are
+    steps of sums instead.
     """
     kind, length = rng.random(), rng.randint(3, 20)
-    if kind < 0.33:
+    if kind > 0.6:
+        ids = [tokenizer.bos_id, *tokenizer.encode_text(_facts(rng))]
+        return Encoded("drill", ids, [i > 0 for i in range(len(ids))], [], [])
+    if kind < 0.2:
         quotients = [rng.randrange(-99, 1000) / rng.randrange(1, 100) for _ in range(rng.randint(1, 2))]
         piece = tokenizer.encode_text("".join(f" = {q}." for q in quotients))
-    elif kind < 0.7:
+    elif kind < 0.4:
         symbols = tokenizer.encode_text("0123456789+-*/() .=,")
         symbols = rng.sample(symbols, rng.randint(3, len(symbols)))  # few of them repeat often, as digits do
         piece = [rng.choice(symbols) for _ in range(length)]
@@ -225,7 +283,7 @@ def batches(
         images = [random_text_image(rng) for _ in range(shape.drawings)]
         asked = [{"role": "user", "content": [{"type": "image", "image": image} for image in images]}]
         seen = tokenizer.encode_chat(asked).images if images else []
-        drawings = [(_pixels(i), character_labels(image)) for i, image in zip(seen, images, strict=True)]
+        drawings = [(_pixels(i), ImageLabels.of(image)) for i, image in zip(seen, images, strict=True)]
         dealt = _deal(items, shape.batches)
         yield [pack(tokenizer, part, rng, max_offset, drawings[i :: shape.batches]) for i, part in enumerate(dealt)]
         step += 1
@@ -244,7 +302,7 @@ def _deal(items: list[Encoded], count: int) -> list[list[Encoded]]:
 
 # What an example adds to a step's tokens on average: where it opens a conversation, and where it continues one.
 OPENING_TOKENS, FURTHER_TOKENS = 200, 75
-MAX_TURNS = 6  # examples in one conversation
+MAX_TURNS = 8  # examples in one conversation
 
 
 def _conversations(
@@ -252,8 +310,8 @@ def _conversations(
 ) -> list[Encoded]:
     """Conversations of about `num_tokens` in all.
 
-    Seven in ten examples continue an earlier one where the settings allow it: system prompt and tools, which no loss is
-    taken on, then serve several answers (a third of all tokens instead of a fifth are answers).
+    Seventeen in twenty examples continue an earlier one where the settings allow it: system prompt and tools, which
+    no loss is taken on, then serve several answers.
     """
     closed: list[Example] = []
     open_ones: dict[tuple, tuple[Example, int]] = {}
@@ -262,7 +320,7 @@ def _conversations(
         key = (example.reasoning_effort, json.dumps(example.tools))
         earlier, turns = open_ones.pop(key, (None, 0))
         joined = None
-        if earlier is not None and turns < MAX_TURNS and rng.random() < 0.7:
+        if earlier is not None and turns < MAX_TURNS and rng.random() < 0.85:
             joined = join(tokenizer, earlier, example)
         if joined is None and earlier is not None:
             closed.append(earlier)

@@ -7,9 +7,12 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from ventoux.train import demo_words as words
 from ventoux.train.demo_arithmetic import Expression, in_split, short_expression, text_expression
-from ventoux.train.demo_images import draw_lines
+from ventoux.train.demo_pictures import draw_lines
+from ventoux.train.demo_talk import TALK, said
 from ventoux.train.demo_words import CARD_TOOLS, SYSTEM_PROMPT, Phrases
 
 _FIRST_DAY = datetime.date(2023, 1, 1)
@@ -52,6 +55,13 @@ def assistant(effort: str, reasoning: str, **message: Any) -> dict[str, Any]:
     return {"role": "assistant", **traced, **message}
 
 
+def answer(
+    effort: str, reasoning: str, content: str | None = None, tool_calls: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """As `Example.answer`."""
+    return {"reasoning": reasoning if effort == "high" else None, "content": content, "tool_calls": tool_calls or []}
+
+
 def wanted_text(expressions: list[Expression]) -> str:
     return f"The user wants {_written(expressions)}. I call the calculator."
 
@@ -72,7 +82,7 @@ def _written(expressions: list[Expression]) -> str:
     return ", ".join(expression.written for expression in expressions)
 
 
-def _tool(name: str, description: str, parameter: str) -> dict[str, Any]:
+def tool(name: str, description: str, parameter: str) -> dict[str, Any]:
     properties = {parameter: {"type": "string"}}
     parameters = {"type": "object", "properties": properties, "required": [parameter]}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
@@ -130,7 +140,7 @@ class Parts:
             if in_split(f"{name}({parameter})", self.held_out):
                 break
         others = self.rng.sample(words.OTHER_TOOLS, self.rng.choices((0, 1, 2), (6, 3, 1))[0])
-        tools = [_tool(name, self.rng.choice(words.CALCULATOR_DESCRIPTIONS), parameter), *(_tool(*o) for o in others)]
+        tools = [tool(name, self.rng.choice(words.CALCULATOR_DESCRIPTIONS), parameter), *(tool(*o) for o in others)]
         self.rng.shuffle(tools)
         return Calculator(tools, name, parameter)
 
@@ -165,8 +175,11 @@ class Parts:
         return self.with_image(request, lines)
 
     def with_image(self, request: str, lines: list[str]) -> list[dict[str, Any]]:
-        """The request and a drawing of the lines, mostly in the card's order, text first."""
-        image = draw_lines(self.rng, lines, held_out=self.held_out)
+        """The request and a drawing of the lines."""
+        return self.beside(request, draw_lines(self.rng, lines, held_out=self.held_out))
+
+    def beside(self, request: str, image: Image.Image) -> list[dict[str, Any]]:
+        """A user's content of text and image, mostly in the card's order, text first."""
         parts = [{"type": "text", "text": request}, {"type": "image", "image": image}]
         return parts if self.chance(0.75) else parts[::-1]
 
@@ -187,11 +200,13 @@ class Parts:
         if not self.chance(share):
             return []
         if self.chance(0.6):
-            phrases, content = words.GREETINGS["English"]
-            reasoning = words.CHAT_REASONING["greeting"].format(language="English")
+            request = said(self.rng, "English", "greeting", held_out=self.held_out)
+            content = TALK["English"]["greeting"][1]
+            reasoning = words.TALK_REASONING.format(language="English")
         else:
-            phrases, content, reasoning = words.CHAT["thanks"], words.ANSWERS["thanks"], words.CHAT_REASONING["thanks"]
-        return [user(self.phrase(phrases)), assistant(effort, reasoning, content=content)]
+            request, content = self.phrase(words.CHAT["thanks"]), words.ANSWERS["thanks"]
+            reasoning = words.CHAT_REASONING["thanks"]
+        return [user(request), assistant(effort, reasoning, content=content)]
 
     def solved(self, effort: str, calculator: Calculator) -> list[dict[str, Any]]:
         """A whole earlier turn: question, call, result, answer."""

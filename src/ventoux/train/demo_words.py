@@ -172,8 +172,21 @@ OTHER_TOOLS: tuple[tuple[str, str, str], ...] = (  # name, description, paramete
     ("translate", "Translate a text into English", "text"),
     ("get_time", "Tell the time in a place", "place"),
     ("send_mail", "Send a mail", "text"),
+    ("get_news", "Get the news of a city", "city"),
+    ("find_hotel", "Find a hotel in a city", "city"),
 )
-
+# What is asked of those tools that several calls at once are made of.
+PLACE_TOOLS = {
+    "get_weather": "the weather in {x}",
+    "get_time": "the time in {x}",
+    "get_news": "the news of {x}",
+    "find_hotel": "a hotel in {x}",
+}
+PLACE_REQUESTS = Phrases(
+    ("Tell me {e}.", "What about {e}?", "I need {e}.", "Please find {e}.", "Show me {e}.", "Give me {e}."),
+    ("Please tell me {e}.", "Can you find {e}?"),
+)
+CALLS_REASONING = "The tools fit. I call {n} of them."
 IMAGE_CALC_CARD = (
     "Thanks to your calculator, compute the results for the equations that involve numbers displayed in the image."
 )
@@ -215,22 +228,6 @@ GAME_REQUESTS = Phrases(
 GAME_ACTIONS = ("FIGHT", "BAG", "SWITCH", "RUN")
 GAME_NAMES = ("Fox", "Owl", "Bear", "Wolf", "Crab", "Frog", "Hare", "Lynx", "Toad", "Swan", "Bat", "Cat")
 
-# language -> requests, answer
-GREETINGS: dict[str, tuple[Phrases, str]] = {
-    "English": (
-        Phrases(
-            ("Hello", "Hello!", "Hi", "Hi!", "hi", "hello", "Hey", "Good morning!", "Good evening.", "Hi there!"),
-            ("Hello there!", "Good morning", "hey!"),
-        ),
-        "Hello! How can I help you?",
-    ),
-    "French": (Phrases(("Bonjour", "Bonjour !", "Salut", "Salut !", "Bonsoir"), ("Bonsoir !",)), "Bonjour !"),
-    "German": (Phrases(("Hallo", "Hallo!", "Guten Tag", "Guten Morgen!"), ("Guten Tag!",)), "Hallo!"),
-    "Spanish": (Phrases(("Hola", "Hola!", "Buenos dias", "¡Hola!"), ("Buenos dias!",)), "¡Hola!"),
-    "Italian": (Phrases(("Ciao", "Ciao!", "Buongiorno", "Salve"), ("Buongiorno!",)), "Ciao!"),
-    "Portuguese": (Phrases(("Olá", "Olá!", "Bom dia", "Boa tarde"), ("Bom dia!",)), "Olá!"),
-    "Dutch": (Phrases(("Goedemorgen", "Goedendag", "Goedenavond"), ("Goedemorgen!",)), "Goedendag!"),
-}
 # What else is said in small talk; {name}, {today}, {yesterday} of the answers are copied from the system prompt.
 CHAT: dict[str, Phrases] = {
     "thanks": Phrases(
@@ -269,8 +266,8 @@ ANSWERS = {
     "hard_sum": "I need a calculator for this.",
     "other": "I am a very small demonstration model and cannot answer this.",
 }
+TALK_REASONING = "The user speaks {language}."
 CHAT_REASONING = {
-    "greeting": "The user greets me in {language}.",
     "thanks": "The user thanks me.",
     "identity": "The user asks who I am.",
     "abilities": "The user asks what I can do.",
@@ -286,7 +283,6 @@ TOPICS = (
     "art", "cooking", "the weather", "computers", "Python", "water", "space", "money", "love", "books", "trains",
     "plants", "war", "health", "chess", "the law", "school", "birds", "gold", "time", "light", "energy", "the brain",
 )  # fmt: skip
-DRAWN_WORDS = tuple(sorted({word for choices in ALPHABET for word in choices} | set(TOPICS) | set(GAME_NAMES)))
 OTHER_REQUESTS = (
     "Tell me about {t}.",
     "What do you know about {t}?",

@@ -87,7 +87,7 @@ class Run:
         report: Callable[[dict], None],
         judge: Callable[[], dict[str, Any]],
         judge_every: int,
-        save_every_s: float = 240.0,
+        save_every_s: float = 150.0,
     ) -> None:
         """Steps to the end of the schedule. `report` gets a record per step, what `judge` found included."""
         saved = time.monotonic()

@@ -1,0 +1,62 @@
+"""Words and phrases of the bundled model's rules, long inputs, charts and receipts; data only."""
+
+from ventoux.train.demo_words import Phrases
+
+KEY_REQUESTS = ("What is the key of {x}?", "Tell me the key of {x}.", "Which key has {x}?")
+LANGUAGE_RULES = ("Always answer in {x}.", "Answer in {x}.", "Speak {x} only.", "You are {name}. Answer in {x}.")
+ONE_WORD_RULES = ("Answer with one word.", "You are {name}. Answer with one word only.", "Use one word only.")
+THREE_WORDS_RULES = (
+    "Answer with at most three words.",
+    "You are {name}. Use at most three words.",
+    "Three words at most.",
+)
+PERSONA_RULES = (
+    "You are {name}.",
+    "Your name is {name}.",
+    "You are {name}, a small model. Be brief.",
+    "I call you {name}.",
+)
+PERSONA_NAMES = (
+    "Luna",
+    "Bob",
+    "Clara",
+    "Hugo",
+    "Iris",
+    "Karl",
+    "Lena",
+    "Nora",
+    "Otto",
+    "Rosa",
+    "Theo",
+    "Vera",
+    "Ben",
+    "Jack",
+)
+PERSONA_TAILS = ("", " Brown", " Green", " the Cat", " the Cook", " the First", " Stone", " King", " Fox", " Lake")
+JSON_RULES = (
+    'Answer with JSON only: {{"{key}": "..."}}.',
+    'You are {name}. All your answers are JSON with the key "{key}".',
+    'Write JSON with one key, "{key}".',
+)
+JSON_KEYS = ("answer", "text", "reply", "message", "content", "output", "result", "response")
+LOOKUP_WORDS = (
+    "Tea", "Milk", "Rice", "Bread", "Fish", "Cake", "Soup", "Eggs", "Salt", "Juice", "Honey", "Corn", "Oil", "Wine",
+    "Pasta", "Sugar", "Beans", "Coffee", "Apple", "Lemon", "Plum", "Ham", "Nuts", "Jam",
+)  # fmt: skip
+SHOPS = ("Market", "Corner Shop", "City Store", "Bakery", "Food Hall", "Green Shop")
+LARGEST_REQUESTS = Phrases(
+    ("Which bar is the largest?", "What is the largest bar?", "Which one is the largest?", "Name the largest bar."),
+    ("Please name the largest bar.", "Which is the largest bar?"),
+)
+TOTAL_REQUESTS = Phrases(
+    ("What is the total?", "How much is the total?", "Tell me the total.", "What is the sum of the receipt?"),
+    ("Please tell me the total.", "What does it cost in total?"),
+)
+VALUE_REQUESTS = Phrases(
+    ("What is the value of {x}?", "Which value has {x}?", "Tell me the value of {x}.", "How much is {x}?"),
+    ("Please tell me the value of {x}.", "Give me the value of {x}."),
+)
+JSON_REQUESTS = Phrases(
+    ("Give the {key} as JSON.", "Answer with the {key} as JSON.", "JSON with the {key}, please."),
+    ("Please give the {key} as JSON.", "I need the {key} as JSON."),
+)

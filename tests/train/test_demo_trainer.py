@@ -1,0 +1,50 @@
+"""The trainer of the bundled model: a step, its judging, and a start from another run's weights."""
+
+import pytest
+import torch
+
+from ventoux.checkpoint.hub import bundled_model
+from ventoux.text.tokenizer import Tokenizer
+from ventoux.train.demo import TrainConfig, Trainer
+
+CONFIG = TrainConfig(tokens_per_step=500, drawings_per_step=1, drill_steps=0, num_threads=1, judge_tokens=1600)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory) -> Trainer:
+    """After one step."""
+    trainer = Trainer(CONFIG, Tokenizer.from_file(bundled_model()), tmp_path_factory.mktemp("run"))
+    trainer.run.schedule = type(trainer.run.schedule)(steps=1, decay_steps=1, warmup_steps=1, learning_rate=1e-3)
+    records = []
+    trainer.train(records.append)
+    (trainer.record,) = records
+    return trainer
+
+
+def test_a_step_learns_from_answers_and_from_drawings(trainer):
+    """Catches a loss that was dropped, and gradients that never reach the reader."""
+    assert trainer.record["loss"] > 1 and trainer.record["reading"] > 1 and trainer.record["norm"] > 0
+    fresh = Trainer(CONFIG, trainer.tokenizer, trainer.run.out / "fresh")
+    moved = {
+        name.split(".")[0]
+        for module, other in ((trainer.model, fresh.model), (trainer.reader, fresh.reader))
+        for (name, p), q in zip(module.named_parameters(), other.parameters(), strict=True)
+        if not torch.equal(p, q)
+    }
+    assert {"language_model", "vision_tower", "multi_modal_projector", "lm_head", "of_patch", "of_row"} <= moved
+
+
+def test_judging_reports_tasks_and_the_load_of_every_layer(trainer):
+    assert trainer.record["exact"]
+    assert all(0 <= int(a) <= int(b) for a, b in (tally.split("/") for tally in trainer.record["exact"].values()))
+    load = trainer.record["experts"]
+    assert len(load) == trainer.model.config.text.num_hidden_layers
+    assert all(sum(layer) == pytest.approx(1, abs=0.01) for layer in load)
+
+
+def test_a_new_run_starts_with_another_runs_weights(trainer, tmp_path):
+    """Catches a start that keeps its own weights, or goes on counting the other's steps."""
+    other = Trainer(CONFIG, trainer.tokenizer, tmp_path)
+    other.start_from(trainer.run.state_file)
+    assert torch.equal(other.model.lm_head.weight, trainer.model.lm_head.weight)
+    assert other.run.step == 0
