@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "machine.h"
+#include "quantize.h"
 #include "stack.h"
 
 #if defined(__linux__)
@@ -157,12 +158,20 @@ void use_huge_pages(Address address, size_t bytes) {
 #endif
 }
 
+// Into memory for codes [rows, cols / 2] and group scales [rows, cols / 16].
+void to_nvfp4(RowsTuple values, float global_scale, Address codes, Address scales) {
+  const Rows from = rows(values);
+  nb::gil_scoped_release release;
+  quantize_nvfp4(from.data, from.bf16, from.count * from.cols, global_scale, at<uint8_t>(codes), at<uint8_t>(scales));
+}
+
 }  // namespace
 }  // namespace ventoux
 
 NB_MODULE(_native, m) {
   using ventoux::Runtime;
   m.def("instruction_sets", &ventoux::instruction_sets, nb::arg("emulated") = false);
+  m.def("to_nvfp4", &ventoux::to_nvfp4);
   m.def("use_huge_pages", &ventoux::use_huge_pages);
   nb::class_<ventoux::Stack>(m, "Stack");
   m.def("make_stack", &ventoux::make_stack);

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ventoux.ops import formats
+from ventoux.ops.cpu import instruction_sets
 from ventoux.ops.formats import FP8, Fp8Weight, Nvfp4Weight, quantize_fp8, quantize_nvfp4
 from ventoux.ops.reference import REFERENCE
 
@@ -174,3 +176,18 @@ def test_shape_bytes_and_experts(form, nbytes):
     for e, expert in enumerate(stacked.unbind()):
         assert torch.equal(expert.dequantize(torch.float32), parts[e].dequantize(torch.float32))
         assert torch.equal(stacked[e].codes.view(torch.uint8), parts[e].codes.view(torch.uint8))
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="installed without native code")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30, 0.0])
+def test_native_code_quantizes_to_the_same_nvfp4(dtype, size):
+    """Every half and every subnormal scale among them: one code off, and what we write is another model."""
+    steps = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0, 0.0, -0.25, -2.5, -5.0, -6.0, 1e-3, -1e-9, 4.9])
+    groups = steps * torch.logspace(-12, 3, 64)[:, None]
+    noise = torch.randn(64, 48, generator=torch.Generator().manual_seed(1)).exp()
+    values = (torch.cat((groups, noise), dim=1) * size).to(dtype)
+    codes, group_scale, global_scale = quantize_nvfp4(values)
+    reference_codes, reference_scale = formats._nvfp4(values, global_scale.reshape(()))
+    assert torch.equal(codes, reference_codes)
+    assert torch.equal(group_scale.view(torch.uint8), reference_scale.view(torch.uint8))

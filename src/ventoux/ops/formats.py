@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
+try:
+    from ventoux.ops import _native
+except ImportError:  # installed without a compiler
+    _native = None
+
 Tensor = torch.Tensor
 
 FP8 = torch.float8_e4m3fn
@@ -144,15 +149,34 @@ def quantize_nvfp4(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     if tensor.shape[-1] % GROUP:
         raise ValueError(f"NVFP4 needs a width divisible by {GROUP}, got {tensor.shape[-1]}")
-    values = tensor.float().unflatten(-1, (-1, GROUP))
-    amax = _amax(values)
+    amax = _amax(tensor).float()
     largest = torch.finfo(torch.float32).max
     global_scale = (FP8_MAX * E2M1_MAX / amax).clamp(max=largest) if amax > 0 else torch.ones_like(amax)
+    native = _native is not None and tensor.is_cpu and tensor.dtype in (torch.bfloat16, torch.float32)
+    codes, group_scale = (_nvfp4_natively if native else _nvfp4)(tensor, global_scale)
+    return codes, group_scale, global_scale.reshape(1)
+
+
+def _nvfp4(tensor: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and group scales: the definition."""
+    values = tensor.float().unflatten(-1, (-1, GROUP))
     wanted = values.abs().amax(-1) / E2M1_MAX * global_scale
     group_scale = wanted.clamp(_FP8_TINY, FP8_MAX).to(FP8)
     scaled = values / (group_scale.float() / global_scale).unsqueeze(-1)
     codes = _round_e2m1(scaled).flatten(-2)
-    return codes[..., 0::2] | codes[..., 1::2] << 4, group_scale, global_scale.reshape(1)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, group_scale
+
+
+def _nvfp4_natively(tensor: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The same bits, in one pass instead of twenty."""
+    tensor = tensor.contiguous()
+    *rows, width = tensor.shape
+    codes = torch.empty((*rows, width // 2), dtype=torch.uint8)
+    group_scale = torch.empty((*rows, width // GROUP), dtype=FP8)
+    _native.use_huge_pages(codes.data_ptr(), codes.nbytes)
+    values = (tensor.data_ptr(), tensor.numel() // width, width, tensor.dtype is torch.bfloat16)
+    _native.to_nvfp4(values, global_scale.item(), codes.data_ptr(), group_scale.data_ptr())
+    return codes, group_scale
 
 
 def to_fp8(weight: Tensor) -> Fp8Weight:
@@ -162,11 +186,9 @@ def to_fp8(weight: Tensor) -> Fp8Weight:
 
 
 def to_nvfp4(weight: Tensor) -> Nvfp4Weight:
-    """A copy of a dense [F, D], a block of rows at a time, each with a global scale of its own."""
-    blocks = [quantize_nvfp4(rows_FD) for rows_FD in weight.split(2048)]
-    codes, group_scales, global_scales = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    sizes = torch.tensor([len(codes) for codes, _, _ in blocks], device=weight.device)
-    return Nvfp4Weight(codes, group_scales, global_scales.reciprocal().repeat_interleave(sizes))
+    """A copy of a dense [F, D] with one global scale, as `quantize_nvfp4` finds it."""
+    codes, group_scale, global_scale = quantize_nvfp4(weight)
+    return Nvfp4Weight(codes, group_scale, global_scale.reciprocal().repeat(len(codes)))
 
 
 def nvfp4_bytes(num_values: int) -> int:
@@ -183,7 +205,10 @@ def _round_e2m1(values: Tensor) -> Tensor:
 
 
 def _amax(values: Tensor) -> Tensor:
-    amax = values.abs().amax() if values.numel() else values.new_zeros(())
+    if not values.numel():
+        return values.new_zeros(())
+    least, most = values.aminmax()
+    amax = torch.maximum(-least, most)
     if not amax.isfinite():
         raise ValueError("NaN or infinite values cannot be quantized")
     return amax
