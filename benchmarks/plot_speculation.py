@@ -1,6 +1,6 @@
 """Draws what `ventoux bench speculation` measured: the speed-up by acceptance and batch size, beside the limit.
 
-    .venv/bin/python benchmarks/plot_speculation.py benchmarks/results/NAME.json docs/images/speculation.svg
+.venv/bin/python benchmarks/plot_speculation.py benchmarks/results/NAME.json docs/images/speculation.svg
 """
 
 from __future__ import annotations

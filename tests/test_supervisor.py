@@ -16,7 +16,7 @@ import pytest
 
 from tests.engines import request
 from ventoux import supervisor
-from ventoux.engine.client import receive_frame, send_frame
+from ventoux.engine.client import Client, receive_frame, send_frame
 from ventoux.engine.messages import Abort, Add, Beat, Command, Event, Stop, Working
 from ventoux.engine.request import EngineOutput, EngineStats, TokenOutput
 from ventoux.errors import ConfigError, EngineDeadError
@@ -195,6 +195,19 @@ def test_who_has_gone_is_not_asked_for_again(client, engines):
     engines.all[1].loaded.set()
     replaced(client, engines, 2)
     assert engines.all[1].adds() == []
+
+
+def test_who_goes_as_the_next_engine_comes_is_aborted_there(client, engines):
+    """That engine was asked for it, and told nothing: it computed an answer for nobody."""
+    gone = Answer(client, "gone")
+    engines.slow = True
+    engines.all[0].die()
+    until(lambda: len(engines.all) == 2)
+    # The first half of an abort; the connection is there before the second looks for it.
+    Client.abort(client, "gone")
+    engines.all[1].loaded.set()
+    until(lambda: Abort("gone") in engines.all[1].commands)
+    assert engines.all[1].adds() == ["gone"] and not gone
 
 
 def test_what_comes_between_two_engines_is_kept(client, engines):

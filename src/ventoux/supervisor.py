@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ventoux.engine.client import Client, Connection, OpenRequest, Sink
-from ventoux.engine.messages import Add, Beat, Command, Event, Stop, Working
+from ventoux.engine.messages import Abort, Add, Beat, Command, Event, Stop, Working
 from ventoux.engine.request import EngineOutput, EngineStats
 from ventoux.errors import EngineDeadError, VentouxError
 from ventoux.worker import BEAT_SECONDS, EngineProcess, Ready
@@ -199,9 +199,12 @@ class Supervisor(Client):
             self._pulse = Pulse(self._patience)
             self._working = frozenset()
             self._connection = Connection(process.sock, self._receive, hung_up.set)
-            for one in self._open.values():
+            for name, one in self._open.items():
                 assert one.frame is not None, "what has brought an output is not kept"
                 self._connection.send(one.frame)
+                if one.aborted:
+                    # Just now, by somebody who has yet to see that there is an engine again.
+                    self._connection.send(msgspec.msgpack.encode(Abort(name)))
         return hung_up
 
     def _watch(self, process: EngineProcess, hung_up: threading.Event) -> None:

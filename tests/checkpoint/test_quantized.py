@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoint.test_load import MEASURE
 from tests.engines import prompt, request, run, tiny_engine
-from tests.tiny import tiny_config, tiny_draft_config, wide_config, write_tiny
+from tests.tiny import tiny_config, tiny_draft_config, tiny_model, wide_config, write_tiny
 from ventoux.checkpoint.files import narrow, open_checkpoint
 from ventoux.checkpoint.load import load_draft, load_model
 from ventoux.checkpoint.quantize import quantize
 from ventoux.checkpoint.reader import ShardReader, read_all
+from ventoux.checkpoint.write import model_rows, write_checkpoint
 from ventoux.errors import CheckpointError
 from ventoux.model.mistral4 import Mistral4
 from ventoux.ops.formats import Fp8Weight, Nvfp4Weight, dense
@@ -551,3 +552,28 @@ def test_what_cannot_be_quantized_while_loading_is_said(originals, tmp_path):
         narrow(open_checkpoint(odd), {"attention": "nvfp4"})
     with pytest.raises(CheckpointError, match="no head"):
         narrow(open_checkpoint(write_tiny(tmp_path / "draft", config=tiny_draft_config())), {"head": "fp8"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_quantized_while_loading_from_what_is_stored(tmp_path, dtype):
+    """By way of bf16 the codes would be others than `ventoux quantize` writes."""
+    folder = write_tiny(tmp_path / "source", config=wide_config(), dtype=dtype)
+    quantize(folder, tmp_path / "written", "fp8", attention="fp8", head="fp8")
+    narrowed = narrow(open_checkpoint(folder), {"attention": "fp8", "head": "fp8"})
+    now, before = (
+        load_model(checkpoint, REFERENCE, dtype=torch.float32).lm_head.weight.dequantize(torch.float32)
+        for checkpoint in (narrowed, open_checkpoint(tmp_path / "written"))
+    )
+    assert torch.equal(now, before)
+
+
+@pytest.mark.parametrize("form", ["fp8", "nvfp4"])
+def test_nan_is_refused_by_name_while_it_is_quantized(tmp_path, form):
+    """An error of the arithmetic, without the tensor's name, instead of the list of what is wrong."""
+    config, model = wide_config(), tiny_model(wide_config())
+    for layer in model.language_model.layers:
+        layer.self_attn.o_proj.weight[0, 0] = float("nan")
+    write_checkpoint(tmp_path, config, "native", model_rows(model, config), dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError) as raised:
+        load_model(narrow(open_checkpoint(tmp_path), {"attention": form}), REFERENCE, dtype=torch.float32)
+    assert [f"layers.{i}.attention.wo.weight" in str(raised.value) for i in range(2)] == [True, True]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engines import prompt, request, run, tiny_engine, tokens
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 from ventoux.config import Speculation
 from ventoux.engine.drafting import Progress
 from ventoux.engine.request import EngineOutput
@@ -78,3 +78,10 @@ def test_asking_changes_no_bit():
         return [[(t.token_id, t.logprobs) for o in outputs[name, 0] for t in o.tokens] for name in ("asked", "beside")]
 
     assert bits(routed_experts=True) == bits()
+
+
+def test_a_model_without_experts_answers_without_them():
+    """Asking ended the request with an internal error."""
+    engine = tiny_engine(model=tiny_model(tiny_config(first_k_dense_replace=2)))
+    outputs = run(engine, [request(IDS, "asked", routed_experts=True)])
+    assert outputs["asked", 0][-1].finish_reason == "length" and not any(experts(outputs["asked", 0]))

@@ -60,8 +60,8 @@ ELSEWHERE = (
 HEAD = """\
 # Bad inputs, and what the server says
 
-This page is written by `docs/generate.py`: it sends every request below to the application and notes the answer. They are
-also the hostile share of `ventoux bench serve --chaos`. Whatever a request says, it ends alone: nothing of it
+This page is written by `docs/generate.py`: it sends every request below to the application and notes the answer. They
+are also the hostile share of `ventoux bench serve --chaos`. Whatever a request says, it ends alone: nothing of it
 reaches the engine unless the answer is 200, and with `"stream": true` it gets the same answer before a stream begins.
 [What errors look like](reference/http.md#errors).
 """

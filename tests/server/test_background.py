@@ -168,8 +168,8 @@ def test_a_server_that_keeps_nothing_has_no_background(server):
 
 
 def test_a_full_server_takes_none(make):
-    # One of the two is the request that asks.
-    server = make(max_queued_requests=2)
+    """Each counts once: the request that asks for it gives its place up, or a server of one place could do none."""
+    server = make(max_queued_requests=1)
     server.engine.gate.clear()
 
     async def scenario(client: openai.AsyncOpenAI) -> None:
@@ -177,5 +177,23 @@ def test_a_full_server_takes_none(make):
         with pytest.raises(openai.InternalServerError) as caught:
             await begin(client)
         assert caught.value.code == "overloaded"
+
+    drive(server, scenario)
+
+
+def test_it_holds_a_place_of_its_key_until_it_ends(make, tmp_path):
+    """With a place held by the asking alone, a key of one request at a time could have any number."""
+    (tmp_path / "keys").write_text("k max_concurrent_requests=1")
+    server = make(api_key_file=str(tmp_path / "keys"))
+    server.says("Hello")
+    server.engine.gate.clear()
+
+    async def scenario(client: openai.AsyncOpenAI) -> None:
+        first = await begin(client)
+        with pytest.raises(openai.RateLimitError):
+            await begin(client)
+        server.engine.gate.set()
+        await ended(client, first)
+        assert (await ended(client, await begin(client))).status == "completed"
 
     drive(server, scenario)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import openai
@@ -15,9 +16,12 @@ import pytest
 
 from tests.fakes import FakeEngine
 from tests.server.conftest import HELLO, MODEL, Server, assert_error
+from ventoux.engine.request import EngineOutput
 from ventoux.errors import EngineDeadError
 from ventoux.server import batch_lines, batch_routes, batch_runner, batch_store
 from ventoux.server.batch_lines import read_lines
+from ventoux.server.batch_store import BatchStore
+from ventoux.server.file_store import FileStore
 
 CHAT = "/v1/chat/completions"
 
@@ -317,6 +321,23 @@ def test_a_server_that_died_holds_nobody_up_for_long(make, monkeypatch):
     drive(server, scenario)
 
 
+def test_servers_that_share_a_file_never_take_the_same_batch(tmp_path):
+    """Between looking for one and taking it another server could take it too, and both would answer all of it."""
+
+    async def scenario() -> None:
+        files = [FileStore(tmp_path / "files.sqlite3", 10**6) for _ in range(4)]
+        stores = [BatchStore(file) for file in files]
+        for i in range(30):
+            await stores[0].add({"id": f"batch_{i}", "input_file_id": "a"}, "ours")
+            taken = await asyncio.gather(*[store.claim(f"owner {k}", "ours") for k, store in enumerate(stores)])
+            assert [batch["id"] for batch in taken if batch is not None] == [f"batch_{i}"]
+            await stores[0].finish(f"batch_{i}", "completed", None)
+        for file in files:
+            await file.database.close()
+
+    asyncio.run(scenario())
+
+
 def test_live_requests_go_first(make):
     """While requests wait for a place, no line is begun, and the running ones give theirs up; no line is lost."""
     server = make()
@@ -342,6 +363,121 @@ def test_live_requests_go_first(make):
         server.engine.gate.set()
         batch = await reach(client, batch, "completed")
         assert batch.request_counts.completed == 4
+
+    drive(server, scenario)
+
+
+def test_a_line_that_kills_the_engine_is_given_up_and_no_other_is(make):
+    """Tried again for ever, it would take the engine from everybody for a day."""
+    server = make()
+    server.says("a")
+    submit = server.engine.submit
+    asked: list[str] = []
+
+    async def dying(request: Any) -> AsyncGenerator[Any, None]:
+        text = server.tokenizer.decode(request.prompt_token_ids)
+        asked.append("poison" if "poison" in text else "good")
+        # All that are being answered die together.
+        together = len(service.running) > 1
+        async with contextlib.aclosing(submit(request)) as outputs:
+            async for output in outputs:
+                if "poison" in text or together:
+                    yield EngineOutput(request_id=request.request_id, tokens=[])
+                    yield EngineOutput(
+                        request_id=request.request_id, finish_reason="error", error="gone", error_code="engine_dead"
+                    )
+                    return
+                yield output
+
+    service = server.app.state.service
+    server.engine.submit = dying  # type: ignore[method-assign]
+
+    async def scenario(client: openai.AsyncOpenAI) -> None:
+        bodies = [{"messages": [{"role": "user", "content": text}]} for text in ("hi", "poison", "ho", "he")]
+        batch = await reach(client, await start(client, lines(*bodies)), "completed")
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (3, 1)
+        [failed] = await results(client, batch.error_file_id)
+        assert failed["custom_id"] == "r1"
+        assert failed["response"]["body"]["error"]["code"] == "engine_crashed"
+        assert asked.count("poison") == 2
+
+    drive(server, scenario)
+
+
+def test_work_that_was_given_up_late_counts_once(make):
+    """A line's task may be ended while its result is being written; then it is answered again."""
+    server = make()
+    server.says("a")
+
+    async def scenario(client: openai.AsyncOpenAI) -> None:
+        store = server.app.state.batches.store
+        write, num_writes = store.answer, 0
+
+        async def cut_off(*args: Any, **fields: Any) -> None:
+            nonlocal num_writes
+            num_writes += 1
+            await write(*args, **fields)
+            if num_writes == 1:
+                raise asyncio.CancelledError
+
+        store.answer = cut_off
+        batch = await reach(client, await start(client, lines({"messages": HELLO})), "completed")
+        assert num_writes == 2 and batch.request_counts.completed == 1 == batch.request_counts.total
+
+    drive(server, scenario)
+
+
+def test_a_batch_ends_once(make):
+    """A server that was thought dead goes on with a batch that another one has ended: its files would be lost."""
+    server = make()
+    server.says("a")
+
+    async def scenario(client: openai.AsyncOpenAI) -> None:
+        batch = await reach(client, await start(client, lines({"messages": HELLO})), "completed")
+        await server.app.state.batches.store.finish(batch.id, "completed", None, completed_at=1)
+        assert await client.batches.retrieve(batch.id) == batch
+
+    drive(server, scenario)
+
+
+def test_batches_of_a_model_that_is_gone_can_be_cancelled_and_expire(make, monkeypatch):
+    """Nobody took them, so that they counted as waiting for ever."""
+    server = make()
+
+    async def scenario(client: openai.AsyncOpenAI) -> None:
+        monkeypatch.setattr(server.app.state.service, "served_names", ("another",))
+        batches = [await start(client, lines({"messages": HELLO, "model": "another"})) for _ in range(2)]
+        monkeypatch.setattr(server.app.state.service, "served_names", (MODEL,))
+        await client.batches.cancel(batches[0].id)
+        assert (await reach(client, batches[0], "cancelled")).cancelled_at
+        assert (await client.batches.retrieve(batches[1].id)).status == "validating"
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 24 * 3600 + 1)
+        server.app.state.batches.wake()
+        assert (await reach(client, batches[1], "expired")).error_file_id
+
+    drive(server, scenario)
+
+
+def test_lines_leave_room_for_the_prompts_of_others(make):
+    """A batch of long prompts filled up what may wait for the engine, and requests were told to come back."""
+    server = make(max_queued_tokens=400)
+    server.says("a")
+    server.engine.gate.clear()
+    service = server.app.state.service
+
+    async def scenario(client: openai.AsyncOpenAI) -> None:
+        long = cast(Any, [{"role": "user", "content": "1 " * 30}])
+        batch = await start(client, lines(*[{"messages": long}] * 20))
+        while not service.queued_tokens:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        live = asyncio.create_task(client.chat.completions.create(model=MODEL, messages=long))
+        await asyncio.sleep(0.05)
+        server.engine.gate.set()
+        # It was not told to come back.
+        await live
+        assert (await reach(client, batch, "completed")).request_counts.completed == 20
 
     drive(server, scenario)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.server.conftest import MODEL, assert_error, events
+from ventoux.server import schemas
 
 PATH = "/v1/completions"
 
@@ -84,6 +85,16 @@ def test_echo_with_logprobs(server, stream):
     for token in logprobs["tokens"]:
         starts.append(starts[-1] + len(token))
     assert logprobs["text_offset"] == starts[:-1]
+
+
+def test_scores_of_prompts_are_bounded(server, monkeypatch):
+    """All are written at once, while nobody else's events are: those of 250,000 tokens took minutes and gigabytes."""
+    monkeypatch.setattr(schemas, "MAX_PROMPT_SCORES", 1000)
+    server.says("x")
+    body = {"prompt": [1100] * 10, "prompt_logprobs": 20, "max_tokens": 1}
+    assert server.post(PATH, {**body, "n": 2}).is_success
+    for asked in ({"prompt_logprobs": 20}, {"prompt_logprobs": None, "echo": True, "logprobs": 20}):
+        assert_error(server.post(PATH, {**body, "n": 5, **asked}), 400, param="prompt_logprobs")
 
 
 def test_stream_usage(server):

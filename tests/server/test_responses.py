@@ -336,6 +336,14 @@ def test_tools_that_the_server_would_run_are_left_out_with_a_warning(server, hos
     assert all(hosted not in prompt for prompt in prompts) and "add" in prompts[0]
 
 
+def test_warnings_stay_short(server):
+    """Proxies and clients refuse an answer with headers of tens of kilobytes, and agents send such histories."""
+    server.says("Hi.")
+    calls = [{"type": "web_search_call", "id": f"ws_{i}", "status": "completed"} for i in range(500)]
+    warning = send(server, input=[{"role": "user", "content": "Hi"}, *calls]).headers["x-warning"]
+    assert "input[1] of type web_search_call" in warning and warning.endswith("; ...") and len(warning) < 1100
+
+
 def test_formats_become_grammars(server):
     server.says("{}")
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}

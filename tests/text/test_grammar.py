@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 
@@ -314,6 +315,15 @@ def test_a_grammar_that_becomes_too_complex_is_refused_where_it_does(tokenizer, 
             matcher.fill(mask)
             matcher.accept(token_id)
     assert caught.value.code == "invalid_grammar"
+
+
+def test_a_terminal_that_blows_up_is_refused(compiler):
+    """It took a core for five seconds, in the server and again in the engine, where other grammars wait behind it."""
+    names = "ABCDEFGHIJKLM"
+    rules = [f"{name}: {' '.join([following] * 4)}" for name, following in itertools.pairwise(names)]
+    grammar = "\n".join(["start: A", *rules, 'M: "x"'])
+    with pytest.raises(InvalidRequestError, match="too big"):
+        compiler.compile(compiler.grammar(LarkForm(grammar, "grammar")), param="grammar", code="invalid_grammar")
 
 
 def test_a_description_cannot_break_the_grammar(tokenizer, compiler):

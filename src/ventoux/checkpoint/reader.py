@@ -107,7 +107,9 @@ class ShardReader:
             return self.read(row, dtype, device) if stored == "bf16" else self.read_quantized(row, device)
         if wanted == "bf16":
             return self.read_quantized(row).dequantize(dtype).to(device)
-        plain = self.read(row, torch.bfloat16, device)
+        plain = self.read(row, stored_dtype(self._checkpoint, row), device)
+        if self.problems:
+            return plain  # NaN has no codes; the caller refuses the checkpoint
         return to_fp8(plain) if wanted == "fp8" else to_nvfp4(plain)
 
     def read(self, row: TensorRow, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:

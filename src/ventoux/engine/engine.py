@@ -54,10 +54,9 @@ class Engine:
             SchedulerConfig(plan.max_num_seqs, plan.max_num_batched_tokens, plan.page_size, plan.enable_prefix_caching),
             self.pool,
         )
-        drafter = None if make_drafter is None else make_drafter(self.runner)
-        self.speculation = (
-            None if drafter is None else Speculation(drafter, self.scheduler, plan, self.config.text.vocab_size)
-        )
+        self.speculation: Speculation | None = None
+        if make_drafter is not None:
+            self.speculation = Speculation(make_drafter(self.runner), self.scheduler, plan, self.config.text.vocab_size)
         self.sequences: dict[tuple[str, int], Sequence] = {}
         # The other answers to a request with n > 1 wait until the first has computed the prompt that they share.
         self.siblings: dict[str, list[Sequence]] = {}
@@ -93,7 +92,10 @@ class Engine:
     def abort(self, request_id: str, index: int | None = None) -> list[EngineOutput]:
         """Ends a request, or one sequence of it, now. Pages are free when this returns."""
         keys = [key for key in self.sequences if key[0] == request_id and index in (None, key[1])]
-        return [self._finish(self.sequences[key], "abort") for key in keys]
+        outputs = [self._finish(self.sequences[key], "abort") for key in keys]
+        if self.speculation is not None:
+            self.speculation.drop_ended()
+        return outputs
 
     @property
     def has_work(self) -> bool:
@@ -273,9 +275,8 @@ class Engine:
         """Samples one token; the last output of the sequence if it ends with it."""
         params = sequence.params
         raw_KV = logits_V[None].clone() if params.logprobs is not None else None
-        seed = self.seeds[sequence.request.request_id]
         end_ids = self._end_ids(sequence)
-        token_id = sample(logits_V, sequence, seed, end_ids)
+        token_id = sample(logits_V, sequence, self.seeds[sequence.request.request_id], end_ids)
         if sequence.mask is not None and not sequence.mask.accept(token_id):
             raise NumericalError("the sampled token is outside the grammar")
         self._stats.generation_tokens += 1

@@ -24,6 +24,9 @@ FIRST_GUESSES = 3
 # While guesses do not pay, this many prompts to one that the draft reads, which is what a trial needs. Reading doubles
 # the time of a prompt at worst (the bundled model), so that this is 3 % of it.
 PROMPTS_TO_ONE_READ = 32
+# A step counts as at most so many average ones: longer ones waited for something else (a machine that stood still), and
+# would spoil an average for eighty times as long.
+LONGEST_STEP = 4
 
 
 @dataclass
@@ -75,6 +78,9 @@ class _Search:
         return trial
 
     def note(self, guesses: int, tokens: int, seconds: float, steady: bool) -> None:
+        usual = self.measured.get(guesses, self.measured.get(self.best() or 0))
+        if usual is not None:
+            seconds = min(seconds, LONGEST_STEP * usual.seconds)
         if steady:
             self.measured.setdefault(guesses, _Average()).add(tokens, seconds)
         best = self.best()
@@ -136,6 +142,12 @@ class Pace:
         return not self.adaptive or self._searches[num_sequences.bit_length()].best() != 0
 
     def reads_prompt(self, num_sequences: int) -> bool:
-        """Whether the draft should read the prompt that comes now: if guesses pay, or to find out whether they do."""
+        """Whether the draft should read the prompt that comes now: if guesses pay, or to find out whether they do.
+
+        To find out it reads as many in a row as come by while a batch is renewed twice: a trial needs one all of whose
+        prompts were read.
+        """
         self._prompts += 1
-        return self.pays(num_sequences) or self._prompts % PROMPTS_TO_ONE_READ == 0
+        largest = (1 << num_sequences.bit_length()) - 1  # batch of that bucket
+        in_a_row = 2 * largest - 1
+        return self.pays(num_sequences) or self._prompts % (PROMPTS_TO_ONE_READ * in_a_row) < in_a_row

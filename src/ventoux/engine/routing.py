@@ -27,6 +27,8 @@ def recorded_routes(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 def keep_routes(chunks: list[Chunk], routes: list[torch.Tensor]) -> None:
     """Leaves with each sequence that asked the experts of the rows that its next tokens are sampled from."""
+    if not routes:  # a model of dense layers alone
+        return
     start = 0
     routes_TLK = torch.stack(routes, dim=1).cpu()
     for chunk in chunks:

@@ -32,18 +32,21 @@ class Speculation:
 
     def follow(self, computed: list[tuple[Chunk, torch.Tensor]], seconds: float) -> None:
         """A step has computed these hidden states, in so many seconds."""
-        self._last_step = [pair for pair in computed if pair[0].sequence.finish_reason is None]
+        self._last_step = computed
+        self.drop_ended()
         # Only steps without prompts tell what guesses bring.
         self._answer_seconds = seconds if all(chunk.num_known == 1 for chunk, _ in computed) else None
+
+    def drop_ended(self) -> None:
+        """Lets go of what ended sequences would have gone on from: an idle engine holds no hidden states."""
+        self._last_step = [pair for pair in self._last_step if pair[0].sequence.finish_reason is None]
 
     def guess(self) -> None:
         """Leaves guesses in those sequences of the last step that go on.
 
         A drafter that fails costs the guesses, not the requests.
         """
-        # Without those that were aborted since.
-        going_on = [pair for pair in self._last_step if pair[0].sequence.finish_reason is None]
-        self._last_step, began = [], time.monotonic()
+        going_on, self._last_step, began = self._last_step, [], time.monotonic()
         if not going_on:
             return
         answering = [chunk.sequence for chunk, _ in going_on if chunk.sequence.num_generated]
@@ -67,7 +70,8 @@ class Speculation:
         for sequence in sequences:
             if sequence not in self.met:
                 self.met.add(sequence)
-                if self.pace.reads_prompt(num_answering + 1):
+                # One whose prompt fitted into the step answers already, and was counted.
+                if self.pace.reads_prompt(num_answering + (sequence.num_generated == 0)):
                     self.followed.add(sequence)
 
     def _propose(self, progress: list[Progress]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ventoux.evals.hostile import CHAT, COMPLETIONS, MESSAGES, RESPONSES
@@ -137,31 +139,37 @@ _KINDS: dict[str, Callable[[random.Random, int], Asked]] = {
 }
 
 
-def _choices(events: Sequence[Mapping[str, Any]], part: str) -> dict[int, tuple[str, str, str | None]]:
-    """Per choice: its text, its call's arguments, and how it ended. `part`: where they stand, message or delta."""
-    found: dict[int, tuple[str, str, str | None]] = {}
+@dataclass
+class _Choice:
+    """What the events of one choice add up to."""
+
+    text: str = ""
+    arguments: defaultdict[int, str] = field(default_factory=lambda: defaultdict(str))  # by call
+    ended: str | None = None
+
+
+def _choices(events: Sequence[Mapping[str, Any]], part: str) -> dict[int, _Choice]:
+    """By index. `part`: where the pieces stand, message or delta."""
+    found: defaultdict[int, _Choice] = defaultdict(_Choice)
     for event in events:
         for choice in event.get("choices", ()):
-            text, arguments, ended = found.get(choice["index"], ("", "", None))
-            piece = choice.get(part) or {}
-            calls = piece.get("tool_calls") or ()
-            found[choice["index"]] = (
-                text + (piece.get("content") or choice.get("text") or ""),
-                arguments
-                + "".join(call["function"].get("arguments", "") for call in calls if call.get("index", 0) == 0),
-                choice.get("finish_reason") or ended,
-            )
+            piece, sofar = choice.get(part) or {}, found[choice["index"]]
+            sofar.text += piece.get("content") or choice.get("text") or ""
+            sofar.ended = choice.get("finish_reason") or sofar.ended
+            for i, call in enumerate(piece.get("tool_calls") or ()):
+                # Whole messages have their calls in a row, without numbers.
+                sofar.arguments[call.get("index", i)] += call["function"].get("arguments", "")
     return found
 
 
-def _parts(events: Sequence[Mapping[str, Any]]) -> dict[int, tuple[str, str, str | None]]:
+def _parts(events: Sequence[Mapping[str, Any]]) -> dict[int, _Choice]:
     streamed = bool(events) and str(events[0].get("object", "")).endswith(".chunk")
     return _choices(events, "delta" if streamed else "message")
 
 
 def _chat_fault(events: Sequence[Mapping[str, Any]]) -> str | None:
     parts = _parts(events)
-    if not parts or any(ended is None for _, _, ended in parts.values()):
+    if not parts or any(choice.ended is None for choice in parts.values()):
         return "a choice has no finish_reason"
     return None
 
@@ -170,16 +178,17 @@ _completion_fault = _chat_fault
 
 
 def _json_fault(events: Sequence[Mapping[str, Any]]) -> str | None:
-    for text, _, ended in _parts(events).values():
-        if ended in _WHOLE and not _fits(text):
-            return f"{text!r} does not follow its schema"
+    for choice in _parts(events).values():
+        if choice.ended in _WHOLE and not _fits(choice.text):
+            return f"{choice.text!r} does not follow its schema"
     return _chat_fault(events)
 
 
 def _call_fault(events: Sequence[Mapping[str, Any]]) -> str | None:
-    for _, arguments, ended in _parts(events).values():
-        if ended == "tool_calls" and not _is_json(arguments):
-            return f"the arguments {arguments!r} are no JSON"
+    for choice in _parts(events).values():
+        for arguments in choice.arguments.values() if choice.ended == "tool_calls" else ():
+            if not _is_json(arguments):
+                return f"the arguments {arguments!r} are no JSON"
     return _chat_fault(events)
 
 

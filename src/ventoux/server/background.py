@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from ventoux.errors import InvalidRequestError
+from ventoux.server.context import current
 from ventoux.server.errors import ApiError
 from ventoux.server.response_store import StoredResponse
 from ventoux.server.responses import responses_events
@@ -76,7 +77,8 @@ class Background:
 
     async def _run(self, body: ResponsesRequest, begun: asyncio.Future[ResponsesJob]) -> None:
         try:
-            with self._service.admitted() as place:
+            # The request that asks for it was admitted, and holds places of its own until it is answered.
+            with self._service.held() as place, current().hold():
                 job = await prepare_responses(self._service, body, place)
                 job.frame["status"] = "queued"
                 if not await self._keep(job, job.frame):

@@ -25,7 +25,7 @@ from ventoux.server.body import decode_object
 from ventoux.server.chat import chat_answer
 from ventoux.server.chat_request import prepare_chat
 from ventoux.server.completions import completion_answer, prepare_completion
-from ventoux.server.errors import ApiError, to_api_error
+from ventoux.server.errors import ApiError, from_engine, to_api_error
 from ventoux.server.file_store import FileStore, StoreFullError
 from ventoux.server.generate import new_request_id
 from ventoux.server.responses import responses_answer
@@ -39,6 +39,10 @@ logger = logging.getLogger(__name__)
 # Lines of a batch that are answered at the same time: a quarter of the engine's default, and one beside live requests.
 MAX_RUNNING = 32
 MAX_RUNNING_BESIDE_OTHERS = 1
+# A line that so many engines died of while it was answered is not tried again.
+MAX_DEATHS = 2
+# Of the prompt tokens and pixels that may wait for the engine, lines may be so many: requests find room beside them.
+QUEUE_SHARE = 0.5
 # Seconds between two looks at what else goes on, and after an error of the store or the engine.
 TICK = 0.1
 PAUSE = 1.0
@@ -141,9 +145,9 @@ class BatchRunner:
         renewed = time.monotonic()
         try:
             while not work.is_done:
-                await work.step()
                 if time.time() > batch["expires_at"]:
                     return "expired"
+                await work.step()
                 if self._news.is_set() or time.monotonic() - renewed > LEASE / 5:
                     self._news.clear()
                     renewed = time.monotonic()
@@ -188,6 +192,9 @@ class _Lines:
         self._endpoint = ENDPOINTS[self._url]
         self._waiting = numbers  # sorted, which is a heap
         self._running: dict[asyncio.Task[bool], int] = {}
+        # Lines that were being answered when an engine died, with how often. They are tried again one by one: otherwise
+        # the innocent among them would be taken for what kills it.
+        self._deaths: dict[int, int] = {}
         self._not_before = 0.0
 
     @property
@@ -226,11 +233,12 @@ class _Lines:
             stats = self._service.engine.stats()
         except EngineDeadError:
             return len(self._running)
-        if not self._service.num_in_flight:
-            return MAX_RUNNING
-        if stats.num_waiting:
+        beside_others = self._service.num_in_flight > 0
+        if beside_others and stats.num_waiting:
             return 0
-        return max(MAX_RUNNING_BESIDE_OTHERS, len(self._running))
+        if self._deaths:
+            return 1
+        return max(MAX_RUNNING_BESIDE_OTHERS, len(self._running)) if beside_others else MAX_RUNNING
 
     async def _answer(self, number: int) -> bool:
         """Returns whether the line has its answer now; if not, the server cannot answer at the moment."""
@@ -240,6 +248,10 @@ class _Lines:
             status, body = 200, await self._ask(line)
         except Exception as e:
             error = to_api_error(e)
+            if error.code == "engine_dead":
+                self._deaths[number] = self._deaths.get(number, 0) + 1
+                if self._deaths[number] >= MAX_DEATHS:
+                    error = from_engine(None, "engine_crashed")
             if error.status == 503:
                 self._not_before = time.monotonic() + PAUSE
                 return False
@@ -247,6 +259,7 @@ class _Lines:
         response = {"status_code": status, "request_id": request_id, "body": body}
         result = result_line(line.custom_id, response, None)
         await self._store.answer(self._batch_id, number, result, failed=status != 200)
+        self._deaths.pop(number, None)
         return True
 
     async def _ask(self, line: Line) -> dict[str, Any]:
@@ -256,7 +269,7 @@ class _Lines:
                 message = f"{name} is not possible in a batch."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
         # Not counted as in flight: a server that shuts down does not wait for batches.
-        place = Place()
+        place = Place(share=QUEUE_SHARE)
         try:
             job = await self._endpoint.prepare(self._service, request, place)
             return await self._endpoint.whole(self._service, job)

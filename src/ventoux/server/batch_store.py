@@ -81,19 +81,20 @@ class BatchStore:
         return await self._files.ask(update)
 
     async def claim(self, owner: str, served: str) -> dict[str, Any] | None:
-        """The oldest unfinished batch for this model that no other server works on."""
+        """The oldest unfinished batch that no other server works on: for this model, or to be ended without one."""
 
         def take(connection: sqlite3.Connection) -> dict[str, Any] | None:
             marks = ", ".join("?" * len(ENDED))
+            now = time.time()
+            # One statement: two servers that share the file cannot both take it.
             row = connection.execute(
-                f"SELECT id FROM batches WHERE status NOT IN ({marks}) AND served = ? AND (owner = ? OR lease < ?)"
-                " ORDER BY number LIMIT 1",
-                (*ENDED, served, owner, time.time()),
+                "UPDATE batches SET owner = ?, lease = ? WHERE number = (SELECT number FROM batches"
+                f" WHERE status NOT IN ({marks}) AND (owner = ? OR lease < ?)"
+                " AND (served = ? OR status = 'cancelling' OR json_extract(CAST(record AS TEXT), '$.expires_at') < ?)"
+                " ORDER BY number LIMIT 1) RETURNING id",
+                (owner, now + LEASE, *ENDED, owner, now, served, now),
             ).fetchone()
-            if row is None:
-                return None
-            _renew(connection, row[0], owner)
-            return _select(connection, row[0])
+            return None if row is None else _select(connection, row[0])
 
         return await self._files.ask(take)
 
@@ -138,14 +139,17 @@ class BatchStore:
         return await self._files.ask(lambda c: Line(*c.execute(query, (batch_id, number)).fetchone()))
 
     async def answer(self, batch_id: str, number: int, result: bytes, *, failed: bool) -> None:
-        """Keeps the result of a line. Raises StoreFullError."""
+        """Keeps the result of a line, unless it has one: work that was given up may have got that far. Raises
+        StoreFullError."""
 
         def update(connection: sqlite3.Connection) -> None:
             self._files.make_room(connection, len(result))
-            connection.execute(
-                "UPDATE lines SET result = ?, failed = ? WHERE batch = ? AND number = ?",
+            kept = connection.execute(
+                "UPDATE lines SET result = ?, failed = ? WHERE batch = ? AND number = ? AND result IS NULL",
                 (result, failed, batch_id, number),
             )
+            if kept.rowcount == 0:
+                return
             connection.execute(
                 "UPDATE batches SET completed = completed + ?, failed = failed + ?, size = size + ? WHERE id = ?",
                 (not failed, failed, len(result), batch_id),
@@ -163,7 +167,8 @@ class BatchStore:
 
         def end(connection: sqlite3.Connection) -> None:
             batch = _select(connection, batch_id)
-            if batch is None:
+            if batch is None or batch["status"] in ENDED:
+                # Another server has ended it. Its lines are gone, and with them what files could be made of.
                 return
             if error is not None:
                 _fill(connection, batch_id, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,8 @@ class RequestContext:
     # The name of the API key; None: none was needed.
     key: str | None = None
     charge: Callable[[int], None] = _nobody_pays
+    # Holds a place of that key for work that goes on after the answer.
+    hold: Callable[[], AbstractContextManager[None]] = nullcontext
     notes: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, float] = field(default_factory=dict)
     num_prompt_tokens: int = 0

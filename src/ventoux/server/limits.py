@@ -91,6 +91,12 @@ class Account:
             raise self._refusal(message, self._tokens.seconds_until(1))
         if self._requests is not None:
             self._requests.take(1)
+        with self.held():
+            yield
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds a place, whatever the limits: for what an admitted request leaves behind."""
         self.num_running += 1
         try:
             yield

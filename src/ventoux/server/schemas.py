@@ -20,6 +20,9 @@ from ventoux.server.refusals import refuse_unsupported, unknown_inside
 MAX_CACHE_SALT_LENGTH = 256
 # OpenAI's default for plain completions. Chats end by themselves, so they may use all the room there is.
 DEFAULT_COMPLETION_TOKENS = 16
+# Scores of prompts in one answer. 84,000 of them hold up everybody else's events for a second or three; a prompt of
+# 256k tokens with 20 alternatives each would have 5 million.
+MAX_PROMPT_SCORES = 2**19
 
 
 def _as_list(value: Any) -> Any:
@@ -129,7 +132,7 @@ def fit(params: SamplingParams, num_prompt_tokens: int, max_model_len: int, *, p
 
     Raises:
         ContextLengthError: there is no room for a single token.
-        InvalidRequestError: `min_tokens` is more than that room.
+        InvalidRequestError: `min_tokens` is more than that room, or there would be too many scores of the prompt.
     """
     room = max_model_len - num_prompt_tokens
     if room < 1:
@@ -138,6 +141,12 @@ def fit(params: SamplingParams, num_prompt_tokens: int, max_model_len: int, *, p
         raise InvalidRequestError(
             f"min_tokens is {params.min_tokens}, but the prompt leaves room for {room}.", param="min_tokens"
         )
+    if params.prompt_logprobs is not None:
+        num_scores = params.n * num_prompt_tokens * (params.prompt_logprobs + 1)
+        if num_scores > MAX_PROMPT_SCORES:
+            raise InvalidRequestError(
+                f"The prompt would get {num_scores} scores; {MAX_PROMPT_SCORES} can be told.", param="prompt_logprobs"
+            )
     params.max_tokens = min(params.max_tokens or room, room)
     return params
 

@@ -31,8 +31,12 @@ MAX_COUNTING_REQUESTS = 2
 
 @dataclass(eq=False)
 class Place:
-    """What one admitted request holds; given back at the end of its answer, whatever becomes of it."""
+    """What one request holds; given back at the end of its answer, whatever becomes of it.
 
+    `share`: how much of what may wait for the engine it may fill up.
+    """
+
+    share: float = 1.0
     pixel_bytes: int = 0
     queued_tokens: int = 0
 
@@ -81,6 +85,12 @@ class Service:
             raise shutting_down()
         if self.num_in_flight >= self.config.max_queued_requests:
             raise ApiError(503, "Too many requests are in flight; try again later.", code="overloaded")
+        with self.held() as place:
+            yield place
+
+    @contextmanager
+    def held(self) -> Iterator[Place]:
+        """As `admitted`, for what an admitted request leaves behind."""
         self.num_in_flight += 1
         place = Place()
         try:
@@ -95,7 +105,7 @@ class Service:
 
         A request alone is always taken, and may ask with 0 bytes before it does the work.
         """
-        if self.pixel_bytes and self.pixel_bytes + num_bytes >= MAX_PIXEL_BYTES:
+        if self.pixel_bytes and self.pixel_bytes + num_bytes >= MAX_PIXEL_BYTES * place.share:
             raise ApiError(503, "Too many images are waiting; try again later.", code="overloaded")
         place.pixel_bytes += num_bytes
         self.pixel_bytes += num_bytes
@@ -110,7 +120,7 @@ class Service:
 
         A request alone is always taken.
         """
-        if self.queued_tokens and self.queued_tokens + count > self.config.max_queued_tokens:
+        if self.queued_tokens and self.queued_tokens + count > self.config.max_queued_tokens * place.share:
             raise ApiError(503, "Too many prompt tokens are waiting; try again later.", code="overloaded")
         place.queued_tokens += count
         self.queued_tokens += count

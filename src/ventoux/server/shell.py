@@ -228,7 +228,7 @@ class KeyLayer:
             )
         key, account = entry
         context = current()
-        context.key, context.charge = key.name, account.charge
+        context.key, context.charge, context.hold = key.name, account.charge, account.held
         if path in ADMIN_PATHS and self._keys.has_admin and not key.is_admin:
             raise _unauthorized("This path needs a key of the server's operator.")
         with account.admitted() if scope["method"] == "POST" else nullcontext():

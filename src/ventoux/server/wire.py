@@ -9,6 +9,9 @@ from ventoux.text.answer import AnswerStream, Logprobs, TokenScore
 
 # JSON has no infinity; this is what OpenAI writes for a token outside of all that was considered.
 MIN_LOGPROB = -9999.0
+# Of the header `x-warning`, in characters. Node takes 16 KiB of headers together, nginx 4 KiB, and an agent's history
+# may earn a warning for each of a thousand items.
+MAX_WARNING = 1024
 
 
 def usage(num_prompt_tokens: int, streams: Sequence[AnswerStream]) -> dict[str, Any]:
@@ -58,8 +61,12 @@ def _score(score: TokenScore) -> dict[str, Any]:
 
 
 def warn(headers: dict[str, str], text: str) -> None:
-    """Tells the client that its request is honoured in another way than asked."""
-    headers["x-warning"] = f"{headers['x-warning']}; {text}" if "x-warning" in headers else text
+    """Tells the client that its request is honoured in another way than asked; what is too much becomes "..."."""
+    before = headers.get("x-warning", "")
+    if len(before) + len(text) > MAX_WARNING:
+        text = "..."
+    if not before.endswith("..."):
+        headers["x-warning"] = f"{before}; {text}" if before else text
 
 
 def prompt_logprobs(entries: Sequence[Logprobs | None]) -> list[dict[str, Any] | None]:

@@ -26,6 +26,9 @@ from ventoux.text.tokenizer import Tokenizer
 # a few items of the parser's row. With 1000 of them a step takes 25 ms.
 MAX_ROW_ITEMS = 20_000
 MAX_STEP_ITEMS = 500_000
+# Work on the expressions of a grammar before its first token: a second at most. llguidance's own limit, a million, lets
+# a terminal that is made of itself four times over, twelve times in a row, take five.
+MAX_LEXER_FUEL = 300_000
 _BLANKS = "SAFE_WS: /[ \\t\\r\\n]{1,8}/\n"
 _FREE = "/(.|\\n)+/"
 
@@ -136,7 +139,9 @@ class GrammarCompiler:
             InvalidRequestError: about `param`: what it is made of is no schema, no expression or no grammar, holds
                 what llguidance cannot follow, or is too large.
         """
-        limits = LLParserLimits(max_items_in_row=MAX_ROW_ITEMS, step_max_items=MAX_STEP_ITEMS)
+        limits = LLParserLimits(
+            max_items_in_row=MAX_ROW_ITEMS, step_max_items=MAX_STEP_ITEMS, initial_lexer_fuel=MAX_LEXER_FUEL
+        )
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             # Some are found to be too complex only where the first token is chosen.

@@ -43,7 +43,7 @@ function conversation(given) {
     nodes[one.id] = { id: one.id, parent: one.parent, ...byRole(one) };
   }
   for (const node of Object.values(nodes)) need(node.parent === null || nodes[node.parent], "a message is missing");
-  need(given.leaf === null || nodes[given.leaf], "its end is missing");
+  need(given.leaf === null || (Number.isSafeInteger(given.leaf) && nodes[given.leaf]), "its end is missing");
   return {
     id: newId(),
     title: isText(given.title) ? given.title.slice(0, 200) : "",
@@ -83,7 +83,7 @@ function byRole(one) {
     usage: counts(one.usage),
     seconds: number(one.seconds),
     firstSeconds: number(one.firstSeconds),
-    tokens: Array.isArray(one.tokens) ? one.tokens.map(token) : [],
+    tokens: tokens(one.tokens),
     finish: isText(one.finish) ? one.finish : "",
     note: isText(one.note) ? one.note : "",
   };
@@ -103,6 +103,12 @@ function experts(layers) {
     "a token has odd experts",
   );
   return layers;
+}
+
+function tokens(given) {
+  const found = Array.isArray(given) ? given.map(token) : [];
+  need(new Set(found.map((one) => one.experts.length)).size < 2, "its tokens have different numbers of layers");
+  return found;
 }
 
 function token(one) {

@@ -67,7 +67,9 @@ export class Composer {
     const problems = [];
     for (const file of files) {
       try {
-        this.images.push(await imageOf(file));
+        const url = await imageOf(file);
+        // Only now: what was attached before may have been sent meanwhile.
+        this.images.push(url);
       } catch (error) {
         problems.push(error.message);
       }

@@ -43,6 +43,12 @@ export class Log {
     return this.views.get(node.id);
   }
 
+  // The button that was pressed has gone with its version: the keyboard stays at the same one of the other version.
+  focusVersions(node, label) {
+    const buttons = [...this.view(node).element.querySelectorAll(".versions button:not(:disabled)")];
+    (buttons.find((one) => one.ariaLabel === label) ?? buttons[0])?.focus();
+  }
+
   toEnd() {
     byId("scroll").scrollTop = byId("scroll").scrollHeight;
   }

@@ -20,9 +20,11 @@ const log = new Log({
   retry: (node) => run(() => session.retry(node)),
   edit: (node, text) => run(() => session.edit(node, text)),
   select: (node) => {
+    const pressed = document.activeElement.ariaLabel;
     select(session.conversation, node);
     session.save();
     show();
+    log.focusVersions(node, pressed);
   },
 });
 const session = new Session(store, settings, {
@@ -37,6 +39,7 @@ const session = new Session(store, settings, {
     announce("The model waits for the result of a tool.");
     return log.view(node).ask(call.id, signal);
   },
+  connected,
   failed,
 });
 const composer = new Composer({ onSend: send, onStop: () => session.stop(), onSwitch: toggle });
@@ -54,6 +57,7 @@ const sidebar = new Sidebar({
   current: () => session.conversation,
   open,
   create: () => open(newConversation(settings.system)),
+  discard: (conversation) => session.discard(conversation),
 });
 
 function show() {
@@ -67,9 +71,10 @@ function show() {
 
 function open(conversation) {
   session.open(conversation);
-  saveCurrent(conversation.id);
   alertUser("");
   show();
+  // Only now: one that cannot be shown must not be opened again by a reload.
+  saveCurrent(conversation.id);
   sidebar.show();
   log.toEnd();
   byId("input").focus();
@@ -106,12 +111,15 @@ function failed(error) {
   if (error instanceof KeyNeededError) dialog.open("key");
 }
 
+function connected(model) {
+  byId("model").textContent = `${model.id} · ${model.max_model_len.toLocaleString("en")} tokens`;
+  document.title = `${model.id.split("/").pop()} · Ventoux`;
+  showSuggestions(model);
+}
+
 async function connect() {
   try {
-    const model = await session.connect();
-    byId("model").textContent = `${model.id} · ${model.max_model_len.toLocaleString("en")} tokens`;
-    document.title = `${model.id.split("/").pop()} · Ventoux`;
-    showSuggestions(model);
+    await session.connect();
     alertUser("");
   } catch (error) {
     byId("model").textContent = "not connected";

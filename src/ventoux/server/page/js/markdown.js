@@ -112,6 +112,16 @@ export class MarkdownBox {
   set(text) {
     if (text === this.text) return;
     this.text = text;
+    try {
+      this.#show(text);
+    } catch {
+      // Lists and quotes nested deeper than the stack: as they were written.
+      const block = element("div", "plain", text);
+      this.shown = [{ raw: null, block }];
+      this.element.replaceChildren(block);
+    }
+  }
+  #show(text) {
     const tokens = marked.lexer(text);
     const wanted = tokens.filter((token) => token.type !== "space" && token.type !== "def");
     let same = 0;

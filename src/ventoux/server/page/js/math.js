@@ -1,9 +1,17 @@
 // TeX inside Markdown: $...$, $$...$$, \(...\) and \[...\] as extensions of marked, and their rendering by KaTeX.
 
-const BLOCK = /^(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])[ \t]*(?:\n|$)/;
+// Longer ones stay text. Without a bound, many openings without an end would each be followed to the end of the text.
+const LONGEST = 4000;
+const BLOCK = new RegExp(
+  String.raw`^(?:\$\$([\s\S]{1,${LONGEST}}?)\$\$|\\\[([\s\S]{1,${LONGEST}}?)\\\])[ \t]*(?:\n|$)`,
+);
 // No space inside single dollars and no digit behind them: "$5 and $6" are prices.
-const INLINE =
-  /^(?:\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$(?!\s)((?:\\.|[^$\\\n])+?)(?<!\s)\$(?!\d))/;
+const INLINE = new RegExp(
+  String.raw`^(?:\$\$([^$]{1,${LONGEST}}?)\$\$|\\\[([\s\S]{1,${LONGEST}}?)\\\]|\\\(([\s\S]{1,${LONGEST}}?)\\\)` +
+    String.raw`|\$(?!\s)((?:\\.|[^$\\\n]){1,${LONGEST}}?)(?<!\s)\$(?!\d))`,
+);
+// Where the next formula may begin, as far as a run of plain text is ever long.
+const next = (source, opening) => source.slice(0, LONGEST).match(opening)?.index;
 
 export const escapeHtml = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
@@ -15,7 +23,7 @@ export const mathExtensions = [
     name: "mathBlock",
     level: "block",
     renderer,
-    start: (source) => source.match(/\n(?:\$\$|\\\[)/)?.index,
+    start: (source) => next(source, /\n(?:\$\$|\\\[)/),
     tokenizer(source) {
       const found = BLOCK.exec(source);
       return found && { type: "mathBlock", raw: found[0], text: (found[1] ?? found[2]).trim(), display: true };
@@ -25,7 +33,7 @@ export const mathExtensions = [
     name: "mathInline",
     level: "inline",
     renderer,
-    start: (source) => source.match(/\$|\\[([]/)?.index,
+    start: (source) => next(source, /\$|\\[([]/),
     tokenizer(source) {
       const found = INLINE.exec(source);
       if (!found) return undefined;
@@ -52,13 +60,18 @@ export async function renderMath(root) {
   if (!places.length) return;
   const katex = await (loading ??= loadKatex());
   for (const place of places) {
-    katex.render(place.textContent, place, {
-      displayMode: place.dataset.display === "true",
-      throwOnError: false,
-      trust: false,
-      maxSize: 20,
-      maxExpand: 500,
-    });
+    const source = place.textContent;
+    try {
+      katex.render(source, place, {
+        displayMode: place.dataset.display === "true",
+        trust: false,
+        maxSize: 20,
+        maxExpand: 500,
+      });
+    } catch {
+      // Wrong TeX, or nested deeper than the stack. KaTeX's own mark is an inline style, which the policy forbids.
+      place.textContent = source;
+    }
     place.classList.replace("math", "math-done");
   }
 }

@@ -115,8 +115,9 @@ export class AnswerMessage {
       this.cards[i].update(call, results.get(call.id));
     });
     const unrecorded = colors !== "none" && !recorded && !live;
+    const broken = live || node.finish || node.note ? "" : "This answer was interrupted.";
     const cut = node.finish === "length" ? "The answer was cut: there was no room for more tokens." : "";
-    this.note.textContent = [node.note, cut, unrecorded && "No token details were recorded: ask again to see them."]
+    this.note.textContent = [node.note, broken, cut, unrecorded && "No token details were recorded: ask again to see them."]
       .filter(Boolean)
       .join(" ");
     this.note.hidden = !this.note.textContent;

@@ -10,10 +10,12 @@ import { append, newConversation, remove, select, toMessages } from "./tree.js";
 const MAX_ROUNDS = 10;
 const SAVE_EVERY_MS = 2000;
 const DRAW_EVERY_MS = 60;
+// Share of the time that may go into drawing: a long answer takes longer to draw.
+const DRAWING = 0.25;
 
 export class Session {
   // `page` is told what happens: changed() when messages come or go, growing(node) while one is written,
-  // askResult(node, call, signal) when a person answers a tool call, failed(error).
+  // askResult(node, call, signal) when a person answers a tool call, connected(model), failed(error).
   constructor(store, settings, page) {
     this.store = store;
     this.settings = settings;
@@ -21,6 +23,7 @@ export class Session {
     this.model = null;
     this.running = null;
     this.live = null;
+    this.discarded = new WeakSet();
     this.open(newConversation(settings.system));
   }
 
@@ -35,12 +38,19 @@ export class Session {
   }
 
   async connect() {
-    this.model ??= await findModel();
-    return this.model;
+    if (this.model) return;
+    this.model = await findModel();
+    this.page.connected(this.model);
   }
 
   stop() {
     this.running?.abort(new DOMException("stopped", "AbortError"));
+  }
+
+  // Takes a conversation away for good, also if an answer in it still has to end.
+  async discard(conversation) {
+    this.discarded.add(conversation);
+    await this.store.delete(conversation.id);
   }
 
   // These three resolve to whether something of an answer was kept; if not, the conversation is as it was before.
@@ -107,14 +117,15 @@ export class Session {
   async #stream(conversation, node, signal) {
     const body = requestBody(this.model, toMessages(conversation, node.parent), this.settings);
     const fold = makeFold(node, () => performance.now() / 1000);
-    let drawn = 0,
+    let due = 0,
       saved = performance.now();
     const warning = await streamChat(body, signal, (chunk) => {
       fold(chunk);
       const now = performance.now();
-      if (now - drawn > DRAW_EVERY_MS) {
-        drawn = now;
+      if (now > due) {
         this.page.growing(node);
+        const after = performance.now();
+        due = after + Math.max(DRAW_EVERY_MS, (after - now) / DRAWING);
       }
       if (now - saved > SAVE_EVERY_MS) {
         saved = now;
@@ -148,7 +159,8 @@ export class Session {
   async save(conversation = this.conversation) {
     try {
       // Whose first question was refused has nothing to keep, though it was written down meanwhile.
-      await (conversation.leaf === null ? this.store.delete(conversation.id) : this.store.put(conversation));
+      const keep = conversation.leaf !== null && !this.discarded.has(conversation);
+      await (keep ? this.store.put(conversation) : this.store.delete(conversation.id));
     } catch (error) {
       this.page.failed(new Error(`The browser could not keep this chat: ${error.message}`));
     }

@@ -7,7 +7,7 @@ import { titleOf } from "./tree.js";
 const WIDE = matchMedia("(min-width: 56rem)");
 
 export class Sidebar {
-  // `actions`: open(conversation), create(), current() and store.
+  // `actions`: open(conversation), create(), current(), discard(conversation) and store.
   constructor(actions) {
     this.actions = actions;
     byId("new").onclick = () => {
@@ -112,7 +112,7 @@ export class Sidebar {
   async #delete(conversation) {
     byId("more").open = false;
     if (!confirm(`Delete “${titleOf(conversation)}”? It cannot be brought back.`)) return;
-    await this.actions.store.delete(conversation.id);
+    await this.actions.discard(conversation);
     this.actions.create();
   }
 }

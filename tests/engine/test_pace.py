@@ -1,0 +1,82 @@
+"""What the pace believes must not outlive its reasons: a bad moment, or text that was hard to guess."""
+
+import random
+import weakref
+
+import pytest
+
+from tests.engine.test_speculation import luck, play
+from tests.engines import prompt, request, run, tiny_engine
+from ventoux.config import Speculation
+from ventoux.engine.pace import Pace
+
+SECONDS = [1.0, 1.1, 1.2, 1.3]
+
+
+def serve(pace, batch, acceptance, steps, rng):
+    """Steps of a full batch of answers of 25 to 75 tokens; those whose prompt was not read get no guesses."""
+    live, chosen = [], [0] * 4
+    for _ in range(steps):
+        while len(live) < batch:
+            live.append([pace.reads_prompt(batch), rng.randint(25, 75)])
+        all_read = all(read for read, _ in live)
+        guesses = pace.choose(batch, may_try=all_read)
+        chosen[guesses] += 1
+        brought = [acceptance(guesses) if read else 1 for read, _ in live]
+        if all_read or guesses == 0:
+            pace.note(sum(brought), SECONDS[guesses])
+        live = [[read, left - tokens] for (read, left), tokens in zip(live, brought, strict=True) if left > tokens]
+    return chosen
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 8])
+def test_batches_find_out_again_what_pays(batch):
+    """One prompt read in 32 never fills a batch of two: once guesses did not pay, they would be off for ever."""
+    pace, rng = Pace(3), random.Random(2)
+    hard = serve(pace, batch, luck(0.0), 2000, rng)
+    easy = serve(pace, batch, luck(0.9), 12000, rng)
+    assert hard[0] > 1800 and easy[3] > 4000
+
+
+@pytest.mark.parametrize("guesses", [0, 3])
+def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten(guesses):
+    """A pause of 1000 steps in the average of 48 made its number of guesses look bad for the next 70000."""
+    pace = Pace(3)
+    play(pace, luck(0.9), SECONDS)
+    search = pace._searches[1]
+    search.note(guesses, 1 + guesses, 1000.0, True)
+    chosen, _ = play(pace, luck(0.9), SECONDS, steps=500)
+    assert chosen[3] > 350 and search.measured[guesses].seconds < 2 * SECONDS[guesses]
+
+
+def test_a_lone_request_is_judged_by_lone_requests():
+    """Its first token is out when the draft first hears of it: counted twice, it was judged by batches of two."""
+
+    class Silent:
+        def propose(self, progress):
+            return [[] for _ in progress]
+
+    engine = tiny_engine(make_drafter=lambda runner, plan: Silent(), speculation=Speculation("test", 3))
+    asked = []
+    engine.speculation.pace.reads_prompt = lambda num_sequences: asked.append(num_sequences)
+    run(engine, [request(prompt(9), max_tokens=3)])
+    long = tiny_engine(make_drafter=lambda r, p: Silent(), speculation=Speculation("test", 3), max_num_batched_tokens=4)
+    long.speculation.pace.reads_prompt = lambda num_sequences: asked.append(num_sequences)
+    run(long, [request(prompt(9), max_tokens=3)])
+    assert asked == [1, 1]
+
+
+def test_an_aborted_step_leaves_no_states():
+    """The states of a step of 8192 tokens are 64 MB: an engine whose last client went away kept them while idle."""
+
+    class Silent:
+        def propose(self, progress):
+            return [[] for _ in progress]
+
+    engine = tiny_engine(make_drafter=lambda runner, plan: Silent(), speculation=Speculation("test", 3))
+    engine.add(request(prompt(9), "gone", max_tokens=20))
+    engine.step()
+    (sequence,) = (weakref.ref(one) for one in engine.sequences.values())
+    assert sequence() is not None
+    engine.abort("gone")
+    assert sequence() is None and not engine.has_work
