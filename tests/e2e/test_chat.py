@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import signal
 import threading
 import time
 import urllib.request
@@ -17,7 +15,6 @@ import openai
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from tests.e2e.conftest import serving
 from ventoux.train.demo_data import CARD_TOOLS
 
 MODEL = "ventoux-demo"
@@ -177,43 +174,3 @@ def test_a_client_that_leaves_frees_the_engine(client, server):
 def metrics(url: str) -> str:
     with urllib.request.urlopen(url + "/metrics") as response:
         return response.read().decode()
-
-
-def test_death_of_the_engine_ends_streams_with_an_error_and_ready_with_503(tmp_path):
-    with serving(log=tmp_path / "log") as (url, process):
-        with openai.OpenAI(base_url=url + "/v1", api_key="EMPTY", max_retries=0, timeout=60) as client:
-            options = {"max_tokens": 20000, "stream": True, "extra_body": {"ignore_eos": True}}
-            stream = iter(client.completions.create(model=MODEL, prompt="a", **options))
-            next(stream)
-            os.kill(child_of(process.pid), signal.SIGKILL)
-            with pytest.raises(openai.APIError, match="engine"):
-                for _ in stream:
-                    pass
-            with pytest.raises(openai.APIStatusError) as caught:
-                client.completions.create(model=MODEL, prompt="a", max_tokens=1)
-            assert caught.value.status_code == 503
-        assert httpx2.get(url + "/ready").status_code == 503
-
-
-def test_death_of_the_server_ends_the_engine(tmp_path):
-    with serving(log=tmp_path / "log") as (_, process):
-        engine = child_of(process.pid)
-        process.kill()
-        process.wait()
-        deadline = time.monotonic() + 10
-        while alive(engine):
-            assert time.monotonic() < deadline, "the engine outlived its server"
-            time.sleep(0.1)
-
-
-def child_of(pid: int) -> int:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return int(file.read().split()[0])
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

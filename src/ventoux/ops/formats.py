@@ -169,6 +169,7 @@ def _nvfp4(tensor: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nvfp4_natively(tensor: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """The same bits, in one pass instead of twenty."""
+    assert _native is not None
     tensor = tensor.contiguous()
     *rows, width = tensor.shape
     codes = torch.empty((*rows, width // 2), dtype=torch.uint8)
