@@ -161,14 +161,16 @@ def test_a_batch_of_chats(make):
         ("/v1/responses", {"input": "Hi"}, lambda body: body["output"][0]["content"][0]["text"]),
     ],
 )
-def test_other_endpoints(make, endpoint, body, text):
-    server = make()
+def test_other_endpoints(make, tmp_path, endpoint, body, text):
+    server = make(responses_store=str(tmp_path / "responses.sqlite3"))
     server.says("a b")
 
     async def scenario(client: openai.AsyncOpenAI) -> None:
         batch = await reach(client, await start(client, lines(body, url=endpoint), endpoint), "completed")
         [line] = await results(client, batch.output_file_id)
         assert text(line["response"]["body"]) == "a b" and batch.error_file_id is None
+        # A large batch would push everybody's kept responses out.
+        assert not line["response"]["body"].get("store")
 
     drive(server, scenario)
 

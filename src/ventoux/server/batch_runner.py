@@ -268,6 +268,9 @@ class _Lines:
             if getattr(request, name, None):
                 message = f"{name} is not possible in a batch."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
+        if isinstance(request, ResponsesRequest) and request.store is None:
+            # What a batch answers is in its file; a large one would push everybody's kept responses out of the store.
+            request.store = False
         # Not counted as in flight: a server that shuts down does not wait for batches.
         place = Place(share=QUEUE_SHARE)
         try:
