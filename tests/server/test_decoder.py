@@ -134,3 +134,25 @@ def test_a_decoder_says_nothing_of_pictures_in_the_log(decoder, caplog):
     with pytest.raises(InvalidImageError):
         decoder.decode(b"GIF87a secret", param=PARAM, **LIMITS)
     assert "secret" not in caplog.text
+
+
+def test_one_that_is_busy_when_the_server_ends_ends_after_its_image(monkeypatch):
+    """It was put back among the idle ones, where nobody looked any more."""
+    decoder, workers, begun, go_on = ImageDecoder(1), [], threading.Event(), threading.Event()
+    decode = _Worker.decode
+
+    def slowly(self, job, param):
+        workers.append(self)
+        begun.set()
+        go_on.wait()
+        return decode(self, job, param)
+
+    monkeypatch.setattr(_Worker, "decode", slowly)
+    data = picture("RGB")
+    thread = threading.Thread(target=lambda: decoder.decode(data, max_bytes=2**20, max_pixels=10**6, param=PARAM))
+    thread.start()
+    begun.wait()
+    decoder.close()
+    go_on.set()
+    thread.join()
+    assert not workers[0].is_alive

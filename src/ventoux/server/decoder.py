@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -33,6 +34,7 @@ class ImageDecoder:
     def __init__(self, num_workers: int):
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         self._is_local = num_workers == 0
+        self._is_closed = False
         for _ in range(num_workers):
             self._idle.put(None)
 
@@ -53,13 +55,20 @@ class ImageDecoder:
                 worker.close()
                 worker = None
             self._idle.put(worker)
+            if self._is_closed:
+                self.close()
 
     def close(self) -> None:
-        """Ends the processes that are idle; the others end with this process."""
-        while not self._idle.empty():
-            worker = self._idle.get_nowait()
+        """Ends the processes that are idle; the others end after their image."""
+        self._is_closed = True
+        idle: list[_Worker | None] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._idle.get_nowait())
+        for worker in idle:
             if worker is not None:
                 worker.close()
+            self._idle.put(None)
 
 
 class _Worker:
