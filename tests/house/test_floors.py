@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "hardware": 0,
     "ops.spec": 1,
     "ops.formats": 1,
+    "ops.native": 1,
     "ops": 2,
     "model": 3,
     "checkpoint": 4,

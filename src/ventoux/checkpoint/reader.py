@@ -16,8 +16,8 @@ from ventoux.checkpoint.shards import FLOAT_DTYPES, StoredTensor
 from ventoux.checkpoint.stored import Held, piece_shape
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import Piece, TensorRow
-from ventoux.ops.cpu import empty
 from ventoux.ops.formats import FP8, GROUP, Fp8Weight, Nvfp4Weight, QuantizedWeight, Weight, to_fp8, to_nvfp4
+from ventoux.ops.native import empty
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,

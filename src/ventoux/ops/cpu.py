@@ -6,7 +6,6 @@ whole tensors, packed attention: training and vision) is the reference's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -15,13 +14,9 @@ import torch
 
 from ventoux.errors import ConfigError
 from ventoux.ops.formats import FP8, Fp8Weight, Nvfp4Weight, Weight
+from ventoux.ops.native import native
 from ventoux.ops.reference import REFERENCE
 from ventoux.ops.spec import AttentionLayout, Operators, Positions, StackWeights
-
-try:
-    from ventoux.ops import _native
-except ImportError:  # installed without a compiler
-    _native = None
 
 Tensor = torch.Tensor
 _F32, _BF16, _FP8, _NVFP4 = range(4)
@@ -36,16 +31,7 @@ def instruction_sets(emulated: bool = False) -> list[str]:
         emulated: For tests: with those whose bf16 and tile instructions are emulated, last. They run on any machine
             with AVX-512, slowly, and are taken only when named.
     """
-    return _native.instruction_sets(emulated) if _native is not None else []
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Memory for weights: as torch.empty, but asking for huge pages, without which a product that streams through
-    gigabytes waits for the TLB. Does nothing special where there are none."""
-    tensor = torch.empty(shape, dtype=dtype, device=device)
-    if _native is not None and tensor.device.type == "cpu":
-        _native.use_huge_pages(tensor.data_ptr(), tensor.nbytes)
-    return tensor
+    return native.instruction_sets(emulated) if native is not None else []
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, bool]:
@@ -113,13 +99,13 @@ def native_operators(num_threads: int, instruction_set: str | None = None) -> Op
     Raises:
         ConfigError: no native code is installed, or the machine cannot run that instruction set.
     """
-    if _native is None:
+    if native is None:
         raise ConfigError("Ventoux was installed without native operators; a C++ compiler was missing.")
     usable = instruction_sets()
     chosen = instruction_set or usable[0]
     _require(chosen in instruction_sets(emulated=True), f"this machine runs {', '.join(usable)}, not {chosen}")
     try:
-        runtime = _native.Runtime(num_threads, chosen)
+        runtime = native.Runtime(num_threads, chosen)
     except RuntimeError as error:
         raise ConfigError(
             f"{num_threads} threads cannot be started ({error}); choose fewer with --num-threads."
@@ -302,7 +288,7 @@ class _Native:
 def _prepare(stack: StackWeights) -> tuple[Any, list[Weight]]:
     """The native stack, and the tensors whose addresses it holds: detached, they keep their memory whatever becomes of
     the parameters."""
-    assert _native is not None
+    assert native is not None
     first = next((layer for layer in stack.layers if layer.gate_up is not None), None)
     num_experts = 0 if first is None or first.gate_up is None else first.gate_up.shape[0]
     sizes = (
@@ -320,5 +306,5 @@ def _prepare(stack: StackWeights) -> tuple[Any, list[Weight]]:
         norms = [_rows(cast(Tensor, keep(norm))) for norm in (w.input_norm, w.q_a_norm, w.kv_a_norm, w.post_norm)]
         weights = (w.q_a, w.q_b, w.kv_a, w.kv_b, w.o, w.router, w.gate_up, w.down, *w.mlp)
         layers.append((norms, [_NO_WEIGHT if weight is None else _weight(keep(weight)) for weight in weights]))
-    native = _native.make_stack(sizes, stack.eps, stack.softmax_scale, stack.route_scale, layers)
-    return native, kept
+    made = native.make_stack(sizes, stack.eps, stack.softmax_scale, stack.route_scale, layers)
+    return made, kept

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-try:
-    from ventoux.ops import _native
-except ImportError:  # installed without a compiler
-    _native = None
+from ventoux.ops.native import empty, native
 
 Tensor = torch.Tensor
 
@@ -152,8 +149,8 @@ def quantize_nvfp4(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     amax = _amax(tensor).float()
     largest = torch.finfo(torch.float32).max
     global_scale = (FP8_MAX * E2M1_MAX / amax).clamp(max=largest) if amax > 0 else torch.ones_like(amax)
-    native = _native is not None and tensor.is_cpu and tensor.dtype in (torch.bfloat16, torch.float32)
-    codes, group_scale = (_nvfp4_natively if native else _nvfp4)(tensor, global_scale)
+    natively = native is not None and tensor.is_cpu and tensor.dtype in (torch.bfloat16, torch.float32)
+    codes, group_scale = (_nvfp4_natively if natively else _nvfp4)(tensor, global_scale)
     return codes, group_scale, global_scale.reshape(1)
 
 
@@ -169,14 +166,13 @@ def _nvfp4(tensor: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nvfp4_natively(tensor: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """The same bits, in one pass instead of twenty."""
-    assert _native is not None
+    assert native is not None
     tensor = tensor.contiguous()
     *rows, width = tensor.shape
-    codes = torch.empty((*rows, width // 2), dtype=torch.uint8)
-    group_scale = torch.empty((*rows, width // GROUP), dtype=FP8)
-    _native.use_huge_pages(codes.data_ptr(), codes.nbytes)
+    codes = empty((*rows, width // 2), torch.uint8)
+    group_scale = empty((*rows, width // GROUP), FP8)
     values = (tensor.data_ptr(), tensor.numel() // width, width, tensor.dtype is torch.bfloat16)
-    _native.to_nvfp4(values, global_scale.item(), codes.data_ptr(), group_scale.data_ptr())
+    native.to_nvfp4(values, global_scale.item(), codes.data_ptr(), group_scale.data_ptr())
     return codes, group_scale
 
 

@@ -277,5 +277,4 @@ class _Lines:
             job = await self._endpoint.prepare(self._service, request, place)
             return await self._endpoint.whole(self._service, job)
         finally:
-            self._service.release_pixels(place)
-            self._service.release_tokens(place, place.queued_tokens)
+            self._service.release(place)

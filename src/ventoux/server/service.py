@@ -96,9 +96,13 @@ class Service:
         try:
             yield place
         finally:
-            self.release_pixels(place)
-            self.release_tokens(place, place.queued_tokens)
+            self.release(place)
             self.num_in_flight -= 1
+
+    def release(self, place: Place) -> None:
+        """All that a request still holds."""
+        self.release_pixels(place)
+        self.release_tokens(place, place.queued_tokens)
 
     def hold_pixels(self, place: Place, num_bytes: int) -> None:
         """Counts pixels as waiting for the engine. Raises ApiError 503 if too many others wait already.
