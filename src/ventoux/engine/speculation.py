@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -26,9 +26,8 @@ class Speculation:
         self.pace = Pace(plan.num_speculative_tokens, plan.adaptive_speculation)
         self._last_step: list[tuple[Chunk, torch.Tensor]] = []
         self._answer_seconds: float | None = None
-        self.met: WeakSet[Sequence] = WeakSet()
         # While guesses do not pay, few prompts are worth reading; a sequence whose prompt was not read gets no guesses.
-        self.followed: WeakSet[Sequence] = WeakSet()
+        self.followed: WeakKeyDictionary[Sequence, bool] = WeakKeyDictionary()
 
     def follow(self, computed: list[tuple[Chunk, torch.Tensor]], seconds: float) -> None:
         """A step has computed these hidden states, in so many seconds."""
@@ -51,8 +50,8 @@ class Speculation:
             return
         answering = [chunk.sequence for chunk, _ in going_on if chunk.sequence.num_generated]
         self._meet([chunk.sequence for chunk, _ in going_on], len(answering))
-        followed = [pair for pair in going_on if pair[0].sequence in self.followed]
-        all_followed = all(sequence in self.followed for sequence in answering)
+        followed = [pair for pair in going_on if self.followed[pair[0].sequence]]
+        all_followed = all(self.followed[sequence] for sequence in answering)
         most = self.pace.choose(len(answering), may_try=all_followed)
         progress = [
             Progress(
@@ -68,11 +67,10 @@ class Speculation:
     def _meet(self, sequences: list[Sequence], num_answering: int) -> None:
         """Decides about those seen for the first time whether the drafter follows them."""
         for sequence in sequences:
-            if sequence not in self.met:
-                self.met.add(sequence)
+            if sequence not in self.followed:
                 # One whose prompt fitted into the step answers already, and was counted.
-                if self.pace.reads_prompt(num_answering + (sequence.num_generated == 0)):
-                    self.followed.add(sequence)
+                also = sequence.num_generated == 0
+                self.followed[sequence] = self.pace.reads_prompt(num_answering + also)
 
     def _propose(self, progress: list[Progress]) -> None:
         try:
