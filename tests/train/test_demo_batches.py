@@ -60,7 +60,7 @@ def test_labels_match_the_pixels(tokenizer):
     def source(step):
         return examples(step, held_out=False, weights={"image_calc": 1.0})
 
-    (parts,) = [next(batches(tokenizer, source, StepShape(1500, 2, 2), 1024, 0))]
+    (parts,) = [next(batches(tokenizer, source, lambda step: StepShape(1500, 2, 2), 1024, 0))]
     for batch in parts:
         patches = sum(image.shape[1] * image.shape[2] // 196 for image in [*batch.images, *batch.drawings])
         assert len(batch.characters_P2) == patches == 4 * len(batch.rows_MR)

@@ -1,13 +1,18 @@
 """The trainer of the bundled model: a step, its judging, and a start from another run's weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ventoux.checkpoint.hub import bundled_model
 from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo import TrainConfig, Trainer
+from ventoux.train.demo_batches import batches
 
-CONFIG = TrainConfig(tokens_per_step=500, drawings_per_step=1, drill_steps=0, num_threads=1, judge_tokens=1600)
+CONFIG = TrainConfig(
+    tokens_per_step=500, drawings_per_step=1, reading_steps=0, drill_steps=0, num_threads=1, judge_tokens=1600
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +39,22 @@ def test_a_step_learns_from_answers_and_from_drawings(trainer):
     assert {"language_model", "vision_tower", "multi_modal_projector", "lm_head", "of_patch", "of_row"} <= moved
 
 
+def test_reading_steps_hold_drawings_alone_and_move_the_eyes_alone(tmp_path, trainer):
+    """Catches text in the steps before, and a decoder that moves without having been asked."""
+    config = replace(CONFIG, reading_steps=1, drawings_per_reading_step=3)
+    assert config.shape(0).tokens == 0 and config.shape(1).tokens == 500
+    reading = Trainer(config, trainer.tokenizer, tmp_path)
+    before = {name: p.clone() for name, p in reading.model.named_parameters()}
+    parts = next(batches(trainer.tokenizer, reading.source, config.shape, 1024, 0))
+    assert sum(len(part.drawings) for part in parts) == 3 and not any(part.num_tokens for part in parts)
+    assert reading.train_step(parts)["reading"] > 1
+    moved = {name.split(".")[0] for name, p in reading.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"vision_tower", "multi_modal_projector"}
+
+
 def test_judging_reports_tasks_and_the_load_of_every_layer(trainer):
     assert trainer.record["exact"]
+    assert all(0 <= share <= 1 for share in trainer.record["named"])
     assert all(0 <= int(a) <= int(b) for a, b in (tally.split("/") for tally in trainer.record["exact"].values()))
     load = trainer.record["experts"]
     assert len(load) == trainer.model.config.text.num_hidden_layers

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from ventoux.model.mistral4 import Mistral4
 from ventoux.model.moe import Router
@@ -42,21 +43,39 @@ class TrainConfig:
     decay_steps: int = 3200
     warmup_steps: int = 100
     tokens_per_step: int = 3072
-    drawings_per_step: int = 2  # images of random text, for the reading loss alone
+    drawings_per_step: int = 6  # images for the reading loss alone
+    reading_steps: int = 400  # first steps, which hold nothing but drawings: eyes learn to read before they are asked
+    drawings_per_reading_step: int = 32
     num_threads: int = 2
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     balance: float = 0.01  # weight of the load-balancing loss (Fedus et al., Switch Transformers, 2021, eq. 4)
     reading: float = 0.3  # weight of the loss that reads characters out of the vision tower
     max_offset: int = 40960  # positions of long input reach so far, those of conversations a quarter
-    drill_steps: int = 150  # drills alone for so long, then fading to `drills` over as many steps
+    drill_steps: int = 150  # drills alone for so long after reading, then fading to `drills` over as many steps
     drills: float = 0.07
     seed: int = 0
     judge_every: int = 200
     judge_tokens: int = 24576
 
-    def drill_share(self, step: int) -> float:
-        return max(self.drills, min(1.0, 2.0 - step / self.drill_steps)) if self.drill_steps else self.drills
+    def shape(self, step: int) -> StepShape:
+        """What step number `step` holds."""
+        if step < self.reading_steps:
+            return StepShape(0, self.drawings_per_reading_step, self.num_threads)
+        drills = self.drills
+        if self.drill_steps:
+            drills = max(drills, min(1.0, 2.0 - (step - self.reading_steps) / self.drill_steps))
+        return StepShape(self.tokens_per_step, self.drawings_per_step, self.num_threads, drills)
+
+
+class Drawn(IterableDataset[list[Batch]]):
+    """What a generator yields, as a data set: one process draws the next steps while this one computes."""
+
+    def __init__(self, stream: Iterator[list[Batch]]):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self.stream
 
 
 class RouterWatch:
@@ -108,15 +127,28 @@ class Reader(nn.Module):
     def loss(self, seen: Seen, batch: Batch) -> Tensor:
         """Summed over what is labelled, and a quarter of it for what holds nothing, per labelled half patch or row."""
         losses = []
-        for states, out, labels in (
-            (seen.states_PD, self.of_patch, batch.characters_P2),
-            (seen.rows_MD, self.of_row, batch.rows_MR),
-        ):
-            logits = out(F.rms_norm(states, states.shape[-1:])).unflatten(-1, (-1, NUM_LABELS))
+        for logits, labels in self._logits(seen, batch):
             weights = (labels > 0).float() * 0.75 + 0.25
             each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             losses.append((each * weights.flatten()).sum() / weights.sum())
         return torch.stack(losses).sum()
+
+    def right(self, seen: Seen, batch: Batch) -> Tensor:
+        """Of labelled half patches and of labels of rows: how many are named right, of how many [2, 2]."""
+        counts = []
+        for logits, labels in self._logits(seen, batch):
+            counts.append([(logits.argmax(-1) == labels)[labels > 0].sum(), (labels > 0).sum()])
+        return torch.tensor(counts)
+
+    def _logits(self, seen: Seen, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Logits and labels of half patches and of rows."""
+        pairs = []
+        for states, out, labels in (
+            (seen.states_PD, self.of_patch, batch.characters_P2),
+            (seen.rows_MD, self.of_row, batch.rows_MR),
+        ):
+            pairs.append((out(F.rms_norm(states, states.shape[-1:])).unflatten(-1, (-1, NUM_LABELS)), labels))
+        return pairs
 
 
 @dataclass(frozen=True)
@@ -127,13 +159,18 @@ class Seen:
     rows_MD: Tensor
 
 
+def look(model: Mistral4, batch: Batch) -> Seen | None:
+    """What is seen of a batch's images, None where it has none."""
+    images = [*batch.images, *batch.drawings]
+    if not images:
+        return None
+    states_PD = model.vision_tower(images)
+    return Seen(states_PD, model.multi_modal_projector(states_PD, [model.vision_tower.grid(i) for i in images]))
+
+
 def forward(model: Mistral4, batch: Batch) -> tuple[Tensor, Tensor, Seen | None]:
     """Logits [M, V] at the positions that have a target, those targets [M], and what was seen of images."""
-    inputs, images = batch.inputs, [*batch.images, *batch.drawings]
-    seen = None
-    if images:
-        states_PD = model.vision_tower(images)
-        seen = Seen(states_PD, model.multi_modal_projector(states_PD, [model.vision_tower.grid(i) for i in images]))
+    inputs, seen = batch.inputs, look(model, batch)
     if batch.images and seen is not None:
         grids = [model.vision_tower.grid(image) for image in batch.images]
         merge = model.vision_tower.config.spatial_merge_size**2
@@ -152,7 +189,6 @@ class Trainer:
         self.watch = RouterWatch(self.model)
         self.reader = Reader(self.model)
         self.pool = ThreadPoolExecutor(config.num_threads)
-        self.shape = StepShape(config.tokens_per_step, config.drawings_per_step, config.num_threads)
         schedule = Schedule(config.steps, config.decay_steps, config.warmup_steps, config.learning_rate)
         self.run = Run({"model": self.model, "reader": self.reader}, schedule, config.weight_decay, out)
 
@@ -166,7 +202,8 @@ class Trainer:
     def train(self, report: Callable[[dict], None]) -> None:
         """Runs to the last step. `report` gets a record per step; the state is saved every few minutes."""
         cfg = self.config
-        stream = batches(self.tokenizer, self.source, self.shape, cfg.max_offset, self.run.step, cfg.drill_share)
+        drawn = Drawn(batches(self.tokenizer, self.source, cfg.shape, cfg.max_offset, self.run.step))
+        stream = iter(DataLoader(drawn, batch_size=None, num_workers=1, prefetch_factor=4))
         self.run.loop(lambda: self.train_step(next(stream)), report, self.judge, cfg.judge_every)
 
     def train_step(self, parts: list[Batch]) -> dict:
@@ -174,10 +211,13 @@ class Trainer:
         num_patches = sum(len(part.characters_P2) for part in parts)
 
         def work(part: Batch) -> tuple[float, float, float]:
-            logits_MV, targets_M, seen = forward(self.model, part)
-            loss = F.cross_entropy(logits_MV, targets_M, reduction="sum") / num_targets
-            balance = self.watch.balance_loss() / len(parts)
-            reading = torch.zeros(())
+            loss = balance = reading = torch.zeros(())
+            if part.num_tokens:
+                logits_MV, targets_M, seen = forward(self.model, part)
+                loss = F.cross_entropy(logits_MV, targets_M, reduction="sum") / num_targets
+                balance = self.watch.balance_loss() / len(parts)
+            else:
+                seen = look(self.model, part)
             if seen is not None:
                 reading = self.reader.loss(seen, part) * len(seen.states_PD) / num_patches
             (loss + self.config.balance * balance + self.config.reading * reading).backward()
@@ -193,6 +233,7 @@ class Trainer:
         """`exact`: held-out examples whose every target token is the model's first choice, per task: "right/all".
 
         That is what greedy decoding would write. Alphabet sentences, where many answers are right, hardly ever count.
+        `named`: shares of the labels of half patches and of rows that are read out right, of held-out images.
         `experts`: each expert's share of its layer's choices [L][E].
         """
 
@@ -201,13 +242,15 @@ class Trainer:
         def held_out(step: int) -> Iterator[Example]:
             return examples(10**9 + step, held_out=True, weights=short)
 
-        stream = batches(
-            self.tokenizer, held_out, StepShape(self.config.judge_tokens // 8, 0, 1), self.config.max_offset, 0
-        )
+        shape = StepShape(self.config.judge_tokens // 8, 0, 1)
+        stream = batches(self.tokenizer, held_out, lambda _: shape, self.config.max_offset, 0)
         right: dict[str, list[int]] = {}
+        named = torch.zeros(2, 2)
         for _ in range(8):
             (batch,) = next(stream)
-            logits_MV, targets_M, _ = forward(self.model, batch)
+            logits_MV, targets_M, seen = forward(self.model, batch)
+            if seen is not None:
+                named += self.reader.right(seen, batch)
             hits = torch.zeros_like(batch.targets_T, dtype=torch.bool)
             hits[batch.targets_T >= 0] = logits_MV.argmax(-1) == targets_M
             fine = hits | (batch.targets_T < 0)
@@ -217,4 +260,8 @@ class Trainer:
                 tally[1] += 1
         load_LE = self.watch.load()
         exact = {task: f"{a}/{b}" for task, (a, b) in sorted(right.items())}
-        return {"exact": exact, "experts": [[round(share, 4) for share in layer] for layer in load_LE.tolist()]}
+        return {
+            "exact": exact,
+            "named": [round(right / count, 4) for right, count in named.tolist()],
+            "experts": [[round(share, 4) for share in layer] for layer in load_LE.tolist()],
+        }

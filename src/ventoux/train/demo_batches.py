@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from ventoux.engine.request import ImageInput
 from ventoux.model.decoder import ForwardInputs
 from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo_arithmetic import column
-from ventoux.train.demo_data import Example
+from ventoux.train.demo_data import Example, examples
 from ventoux.train.demo_images import ROW_LABELS, character_labels, row_labels
 from ventoux.train.demo_pictures import random_text_image
 
@@ -251,42 +252,54 @@ def drill(tokenizer: Tokenizer, rng: random.Random) -> Encoded:
 
 @dataclass(frozen=True)
 class StepShape:
-    """What one step holds, in packed tokens (about) and drawings, and over how many batches it is dealt."""
+    """What one step holds, in packed tokens (about) and drawings, and over how many batches it is dealt.
+
+    `drills`: the share of the tokens that are drills.
+    """
 
     tokens: int
     drawings: int
     batches: int
+    drills: float = 0.0
 
 
 def batches(
     tokenizer: Tokenizer,
     source: Callable[[int], Iterator[Example]],
-    shape: StepShape,
+    shape: Callable[[int], StepShape],
     max_offset: int,
     first: int,
-    drill_share: Callable[[int], float] = lambda step: 0.0,
 ) -> Iterator[list[Batch]]:
     """The batches of one step after the other from step `first` on, of about equal size.
 
-    Step n's data depend on n alone, so a resumed run goes on as it was. `drill_share(n)` is the share of step n's
-    tokens that are drills.
+    Step n's data depend on n alone, so a resumed run goes on as it was. A batch may hold drawings alone.
     """
-    step = first
-    while True:
+    for step in itertools.count(first):
         rng = random.Random(f"pack-{step}")
+        size = shape(step)
         items: list[Encoded] = []
-        drills = int(shape.tokens * drill_share(step))
+        drills = int(size.tokens * size.drills)
         while drills > 0:
             items.append(drill(tokenizer, rng))
             drills -= len(items[-1].token_ids)
-        items += _conversations(tokenizer, source(step), shape.tokens - sum(len(i.token_ids) for i in items), rng)
-        images = [random_text_image(rng) for _ in range(shape.drawings)]
+        items += _conversations(tokenizer, source(step), size.tokens - sum(len(i.token_ids) for i in items), rng)
+        images = [_drawing(rng) for _ in range(size.drawings)]
         asked = [{"role": "user", "content": [{"type": "image", "image": image} for image in images]}]
         seen = tokenizer.encode_chat(asked).images if images else []
         drawings = [(_pixels(i), ImageLabels.of(image)) for i, image in zip(seen, images, strict=True)]
-        dealt = _deal(items, shape.batches)
-        yield [pack(tokenizer, part, rng, max_offset, drawings[i :: shape.batches]) for i, part in enumerate(dealt)]
-        step += 1
+        dealt = _deal(items, size.batches)
+        yield [pack(tokenizer, part, rng, max_offset, drawings[i :: size.batches]) for i, part in enumerate(dealt)]
+
+
+_PICTURES = {"image_calc": 0.2, "image_read": 0.2, "chart": 0.2, "receipt": 0.2, "game": 0.2}
+
+
+def _drawing(rng: random.Random) -> Image.Image:
+    """Mostly random characters; two in five are what some task would show."""
+    if rng.random() < 0.6:
+        return random_text_image(rng)
+    shown = next(examples(rng.getrandbits(32), held_out=False, weights=_PICTURES))
+    return next(_drawn(shown.messages))
 
 
 def _deal(items: list[Encoded], count: int) -> list[list[Encoded]]:
