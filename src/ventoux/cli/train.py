@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drill-steps", type=int, help="first steps that hold nothing but drills of copying and counting"
     )
     demo.add_argument("--reading-steps", type=int, help="first steps that hold nothing but drawings to read")
+    demo.add_argument("--drawings-per-step", type=int, help="drawings to read beside every later step's conversations")
     described = "an EAGLE draft for a model, from the model's own answers"
     draft = kinds.add_parser("draft", help=described, description=described, allow_abbrev=False)
     draft.add_argument("model", nargs="?", help=MODEL_HELP)
