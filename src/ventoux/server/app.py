@@ -1,11 +1,10 @@
-"""The HTTP application: routes, and the layers around them."""
+"""The HTTP application: what belongs to it, its routes, and the layers around them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,18 @@ from starlette.routing import Route
 
 from ventoux.config import ServerConfig
 from ventoux.engine.client import EngineClient
-from ventoux.errors import InvalidRequestError
 from ventoux.server.answers import describe_answers
 from ventoux.server.background import Background
 from ventoux.server.batch_routes import BatchRequest, add_batches, add_files
 from ventoux.server.batch_runner import BatchRunner
-from ventoux.server.body import read_json
-from ventoux.server.chat import chat_answer, chat_chunks
-from ventoux.server.chat_request import prepare_chat
-from ventoux.server.completions import completion_answer, completion_chunks, prepare_completion
 from ventoux.server.file_store import FileStore
+from ventoux.server.generation_routes import add_generation, add_messages
 from ventoux.server.keys import KeyRing
 from ventoux.server.media import MediaFetcher
-from ventoux.server.messages import messages_answer, messages_events
-from ventoux.server.messages_request import count_tokens, prepare_messages
 from ventoux.server.messages_schemas import CountTokensRequest, MessagesRequest
 from ventoux.server.metrics import Metrics
-from ventoux.server.pages import PageFiles, docs_page
-from ventoux.server.refusals import ignored_header, refuse_unsupported, unknown_inside
+from ventoux.server.plain_routes import add_models, add_operations, add_text
 from ventoux.server.render import add_render
-from ventoux.server.reply import json_response, reply
 from ventoux.server.response_store import ResponseStore
 from ventoux.server.responses_routes import add_responses
 from ventoux.server.responses_schemas import ResponsesRequest
@@ -54,8 +45,6 @@ from ventoux.server.shell import (
     error_response,
     is_loopback,
 )
-from ventoux.server.sse import ANTHROPIC
-from ventoux.server.tokenize import prompt_ids
 from ventoux.server.tracing import Tracer, make_tracer
 from ventoux.text.tokenizer import Tokenizer
 
@@ -134,15 +123,15 @@ def create_app(
     app.state.batches = batches
     app.add_exception_handler(HTTPException, _http_error)
     _add_openapi(app)
-    _add_generation(app, service)
+    add_generation(app, service)
     add_render(app, service)
-    _add_messages(app, service)
+    add_messages(app, service)
     add_responses(app, service, background)
     add_files(app, service, files)
     add_batches(app, service, files, batches)
-    _add_models(app, service)
-    _add_text(app, service)
-    _add_operations(app, service)
+    add_models(app, service)
+    add_text(app, service)
+    add_operations(app, service)
     # Added last is outermost: ids, CORS (preflights carry no key, errors must be readable), errors, keys, admission.
     app.add_middleware(AdmissionLayer, service=service)
     if keys.is_needed:
@@ -175,135 +164,6 @@ def _file_store(config: ServerConfig) -> FileStore | None:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     return error_response(error, request.scope)
-
-
-def _add_generation(app: FastAPI, service: Service) -> None:
-    max_bytes = service.config.max_request_bytes
-
-    @app.post("/v1/chat/completions", summary="Chat, streamed or not, with images, tools and reasoning")
-    async def chat_completions(request: Request) -> Response:
-        body = await read_json(request, ChatRequest, max_bytes)
-        prepare = partial(prepare_chat, service, body, request.scope["ventoux.place"])
-        return await reply(request, service, prepare, body.stream, chat_chunks, chat_answer)
-
-    @app.post("/v1/completions", summary="Plain completions of text or token ids")
-    async def completions(request: Request) -> Response:
-        body = await read_json(request, CompletionRequest, max_bytes)
-        prepare = partial(prepare_completion, service, body, request.scope["ventoux.place"])
-        return await reply(request, service, prepare, body.stream, completion_chunks, completion_answer)
-
-
-def _add_messages(app: FastAPI, service: Service) -> None:
-    max_bytes = service.config.max_request_bytes
-
-    @app.post("/v1/messages", summary="Chat in Anthropic's form, streamed or not, with images, tools and thinking")
-    async def messages(request: Request) -> Response:
-        body = await read_json(request, MessagesRequest, max_bytes)
-        prepare = partial(prepare_messages, service, body, request.scope["ventoux.place"])
-        return await reply(request, service, prepare, body.stream, messages_events, messages_answer, ANTHROPIC)
-
-    @app.post("/v1/messages/count_tokens", summary="The length of a prompt in Anthropic's form")
-    async def messages_count_tokens(request: Request) -> Response:
-        body = await read_json(request, CountTokensRequest, max_bytes)
-        return json_response(*await count_tokens(service, body))
-
-
-def _add_models(app: FastAPI, service: Service) -> None:
-    def described(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "ventoux",
-            "root": service.served_names[0],
-            "parent": None,
-            "max_model_len": service.max_model_len,
-            # As Mistral has it; its client takes no model without a type.
-            "type": "base",
-            "max_context_length": service.max_model_len,
-            "capabilities": {
-                "completion_chat": True,
-                "function_calling": True,
-                "reasoning": True,
-                "vision": service.tokenizer.takes_images,
-            },
-        }
-
-    @app.get("/v1/models", summary="The served names")
-    async def models() -> Response:
-        return json_response({"object": "list", "data": [described(name) for name in service.served_names]})
-
-    @app.get("/v1/models/{model:path}", summary="One served name")
-    async def model(model: str) -> Response:
-        return json_response(described(service.model(model)))
-
-
-def _add_text(app: FastAPI, service: Service) -> None:
-    max_bytes = service.config.max_request_bytes
-
-    @app.post("/tokenize", summary="Text or a chat to token ids")
-    async def tokenize(request: Request) -> Response:
-        body = await read_json(request, TokenizeRequest, max_bytes)
-        service.model(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise InvalidRequestError("Either prompt or messages is needed.", param="prompt")
-        headers = _ignored(body)
-        ids = await prompt_ids(service, body, headers)
-        texts = [service.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
-        answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": texts}
-        return json_response(answer, headers)
-
-    @app.post("/detokenize", summary="Token ids to text")
-    async def detokenize(request: Request) -> Response:
-        body = await read_json(request, DetokenizeRequest, max_bytes)
-        service.model(body.model)
-        return json_response({"prompt": service.tokenizer.decode(body.tokens)}, _ignored(body))
-
-
-def _ignored(body: BaseModel) -> dict[str, str]:
-    names = refuse_unsupported(body.model_extra or {}) + unknown_inside(dict(body))
-    return {"x-ignored-fields": ignored_header(names)} if names else {}
-
-
-def _add_operations(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="The server is alive")
-    async def health() -> Response:
-        return json_response({"status": "ok"})
-
-    @app.get("/ready", summary="Tokens can move: 503 while draining or without an engine")
-    async def ready() -> Response:
-        service.check_ready()
-        return json_response({"status": "ready"})
-
-    @app.get("/metrics", summary="Prometheus metrics")
-    async def metrics() -> Response:
-        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    page = PageFiles()
-
-    @app.get("/", include_in_schema=False)
-    async def index(request: Request) -> Response:
-        return page.answer("index.html", request.headers.get("if-none-match"))
-
-    @app.get("/status", include_in_schema=False)
-    async def status(request: Request) -> Response:
-        return page.answer("status.html", request.headers.get("if-none-match"))
-
-    @app.get("/page/{name:path}", include_in_schema=False)
-    async def page_file(request: Request, name: str) -> Response:
-        return page.answer(name, request.headers.get("if-none-match"))
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    async def favicon() -> Response:
-        return Response(status_code=204)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return docs_page(app.openapi())
-
-    @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Response:
-        return json_response(app.openapi())
 
 
 def _add_openapi(app: FastAPI) -> None:
