@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X,X",
         help="(default: 0,0.5,0.7,0.9,1)",
     )
+    speculation.add_argument(
+        "--adaptive", action="store_true", help="as many guesses as pay, as a server has it, instead of a fixed number"
+    )
     speculation.add_argument("--batch-size", type=_counts, default=[1, 8], metavar="N,N", help="(default: 1,8)")
     speculation.add_argument("--new-tokens", type=_count, default=64, metavar="N", help="per sequence (default: 64)")
 
@@ -237,6 +240,7 @@ def _speculation(args: argparse.Namespace) -> _Measured:
             batch_sizes=args.batch_size,
             new_tokens=args.new_tokens,
             repeats=args.repeats,
+            adaptive=args.adaptive,
             tick=tick,
         )
     most = engine.plan.num_speculative_tokens
@@ -248,6 +252,7 @@ def _speculation(args: argparse.Namespace) -> _Measured:
             *(f"{row['speed_up']:.2f}", f"{row['limit']:.2f}"),
         )
     config = {**bench.model_facts(engine), "num_speculative_tokens": most, "new_tokens": args.new_tokens}
+    config["adaptive"] = args.adaptive
     return config, {"speculation": rows}, table
 
 

@@ -1,5 +1,6 @@
 """What speculation brings at a known acceptance: the draft model runs and costs what it costs, and its guesses are then
-replaced by the coming tokens, each with a given chance, or by wrong ones.
+replaced by the coming tokens, each with a given chance, or by wrong ones. With a fixed number of guesses that shows what
+a draft can bring; with an adaptive one, what it costs to find out when it brings nothing.
 
 So the speed-up of a pair can be told from the acceptance that it would have, before there is a trained draft; beside it
 stands the arithmetic limit: the tokens that a step brings, if guessing and verifying cost nothing.
@@ -24,9 +25,10 @@ Tokens = dict[str, list[int]]
 class KnownAcceptance:
     """`drafter`'s cost with other guesses: token by token the coming one with the chance `acceptance`."""
 
-    def __init__(self, drafter: Drafter, coming: Tokens, acceptance: float, vocab_size: int):
-        self.drafter, self.coming, self.acceptance = drafter, coming, acceptance
-        self.vocab_size, self.rng = vocab_size, random.Random(0)
+    def __init__(self, drafter: Drafter, acceptance: float, vocab_size: int):
+        self.drafter, self.acceptance, self.vocab_size = drafter, acceptance, vocab_size
+        self.coming: Tokens = {}
+        self.rng = random.Random(0)
 
     def propose(self, progress: list[Progress]) -> list[list[int]]:
         self.drafter.propose(progress)
@@ -45,11 +47,13 @@ def speculation(
     batch_sizes: Sequence[int],
     new_tokens: int,
     repeats: int,
+    adaptive: bool = False,
     tick: Tick = lambda: None,
 ) -> list[dict[str, Any]]:
     """Decode tokens per second without guesses and with as many as the plan allows, per batch size and acceptance.
 
     Args:
+        adaptive: As many guesses as pay instead; what is found out in one repeat is known in the next, as in a server.
         tick: Called after every run; there are len(batch_sizes) * repeats * (1 + len(acceptances)) of them.
 
     Raises:
@@ -62,16 +66,17 @@ def speculation(
     rows = []
     for batch_size in batch_sizes:
         runs: dict[float | None, list[DecodeRun]] = {a: [] for a in (None, *acceptances)}
+        drafters = {a: KnownAcceptance(own.drafter, a, own.vocab_size) for a in acceptances}
+        guessing = {a: Speculation(d, engine.scheduler, engine.plan, own.vocab_size) for a, d in drafters.items()}
         for repeat in range(repeats):
-            coming: Tokens = {}
-            for acceptance, measured in runs.items():
-                engine.speculation = None
-                if acceptance is not None:
-                    drafter = KnownAcceptance(own.drafter, coming, acceptance, own.vocab_size)
-                    engine.speculation = Speculation(drafter, engine.scheduler, engine.plan, own.vocab_size)
-                    engine.speculation.pace.adaptive = False
-                measured.append(decode_run(engine, batch_size, new_tokens, repeat))
-                coming = measured[-1].answers
+            engine.speculation = None
+            runs[None].append(decode_run(engine, batch_size, new_tokens, repeat))
+            tick()
+            for acceptance, drafter in drafters.items():
+                drafter.coming = runs[None][-1].answers
+                engine.speculation = guessing[acceptance]
+                engine.speculation.pace.adaptive = adaptive
+                runs[acceptance].append(decode_run(engine, batch_size, new_tokens, repeat))
                 tick()
         plain = spread([run.tokens_per_second for run in runs[None]])
         for acceptance in acceptances:

@@ -1,0 +1,55 @@
+"""bench speculation: guesses of known quality come true as often as it says, and their number stays or adapts as asked."""
+
+import pytest
+import torch
+
+from tests.engines import tiny_engine
+from ventoux.errors import ConfigError
+from ventoux.evals.bench_speculation import speculation
+
+
+class Nobody:
+    def propose(self, progress):
+        return [[] for _ in progress]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def measured(**choices):
+    engine = tiny_engine(num_pages=400, make_drafter=lambda runner, plan: Nobody(), max_model_len=200)
+    before = engine.speculation
+    given = {"acceptances": [0.0, 1.0], "batch_sizes": [2], "new_tokens": 40, "repeats": 1}
+    wrong, right = speculation(engine, **{**given, **choices})
+    assert engine.speculation is before, "the engine keeps its own drafter"
+    return wrong, right
+
+
+def test_a_fixed_number_of_guesses_reaches_the_arithmetic_limit():
+    wrong, right = measured()
+    assert (wrong["limit"], right["limit"]) == (1, 4)
+    assert wrong["tokens_per_step"] == 1
+    assert right["tokens_per_step"] == pytest.approx(4, rel=0.1)  # fewer at the end, where fewer are left
+    assert wrong["speed_up"] > 0 and right["without_guesses"] == wrong["without_guesses"]
+
+
+def test_an_adaptive_number_is_remembered_from_one_repeat_to_the_next(monkeypatch):
+    """Catches a search that starts anew in every repeat: its first steps, at three guesses, are what adapting costs."""
+    searches = []
+    chosen = "ventoux.engine.pace.Pace.choose"
+
+    def choose(pace, num_sequences, may_try=True):
+        searches.append(pace)
+        return 2 if pace.adaptive else 3
+
+    monkeypatch.setattr(chosen, choose)
+    _, right = measured(adaptive=True, repeats=3)
+    assert len(set(map(id, searches))) == 2, "one for each acceptance"
+    assert right["tokens_per_step"] == pytest.approx(3, rel=0.1)
+
+
+def test_an_engine_without_a_draft_is_refused():
+    with pytest.raises(ConfigError, match="speculative-config"):
+        speculation(tiny_engine(), acceptances=[1.0], batch_sizes=[1], new_tokens=4, repeats=1)
