@@ -1,4 +1,4 @@
-"""bench speculation: guesses of known quality come true as often as it says, and their number stays or adapts as asked."""
+"""bench speculation: guesses come true as often as asked, and their number stays or adapts."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """What speculation brings at a known acceptance: the draft model runs and costs what it costs, and its guesses are then
-replaced by the coming tokens, each with a given chance, or by wrong ones. With a fixed number of guesses that shows what
-a draft can bring; with an adaptive one, what it costs to find out when it brings nothing.
+replaced by the coming tokens, each with a given chance, or by wrong ones. With a fixed number of guesses that shows
+what a draft can bring; with an adaptive one, what it costs to find out when it brings nothing.
 
 So the speed-up of a pair can be told from the acceptance that it would have, before there is a trained draft; beside it
 stands the arithmetic limit: the tokens that a step brings, if guessing and verifying cost nothing.
