@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-clients check slow sanitize bench docs test-page page-images page-vendor clean
+.PHONY: help setup run test test-clients check slow sanitize bench bench-peers docs test-page page-images page-vendor clean
 
 help:
 	@echo "make run    the server with the bundled model on http://127.0.0.1:8000"
@@ -16,6 +16,7 @@ help:
 	@echo "make sanitize  the native operators under address and undefined-behaviour sanitizers"
 	@echo "make docs   the reference pages that are generated from the code"
 	@echo "make bench  speed and memory on synthetic weights of this architecture"
+	@echo "make bench-peers  llama.cpp, transformers and vLLM beside Ventoux on the same weights (SIZE=tiny to try it out)"
 
 setup: $(STAMP)
 
@@ -66,6 +67,23 @@ sanitize: setup
 
 bench: setup
 	$(BIN)/ventoux bench latency
+
+# Peers have environments of their own; one that cannot be installed is named in the result, with the reason. llama.cpp is
+# built here, for this processor. See docs/concepts/performance.md.
+PEERS := $(patsubst benchmarks/peers/%/requirements.txt,%,$(wildcard benchmarks/peers/*/requirements.txt))
+SIZE ?= mid
+bench-peers: setup
+	-$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed)
+	cd benchmarks && ../$(BIN)/python -m peers --size $(SIZE) $(PEERS_FLAGS)
+
+build/peers/%/.installed: benchmarks/peers/%/requirements.txt
+	$(PYTHON) -m venv build/peers/$*
+	build/peers/$*/bin/pip install --no-deps --requirement $< > build/peers/$*/install.log 2>&1
+	test ! -f benchmarks/peers/$*/install.sh || \
+	  sh benchmarks/peers/$*/install.sh build/peers/$* >> build/peers/$*/install.log 2>&1
+	touch $@
+
+build/peers/llamacpp/.installed: $(addprefix benchmarks/peers/llamacpp/,install.sh CMakeLists.txt bridge.cpp source.txt)
 
 docs: setup
 	$(BIN)/python docs/generate.py

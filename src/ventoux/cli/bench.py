@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-tokens", type=_counts, default=[512, 2048], metavar="N,N", help="(default: 512,2048)"
     )
     latency.add_argument("--batch-size", type=_counts, default=[1, 8, 32], metavar="N,N", help="(default: 1,8,32)")
+    latency.add_argument(
+        "--context",
+        type=_counts,
+        default=[],
+        metavar="N,N",
+        help="decode one sequence behind so many tokens too, whose latents are made up, not computed",
+    )
     latency.add_argument("--new-tokens", type=_count, default=64, metavar="N", help="per sequence (default: 64)")
 
     described = "many requests at once"
@@ -136,9 +143,11 @@ _Measured = tuple[dict[str, Any], dict[str, Any], "Table"]
 
 def _latency(args: argparse.Namespace) -> _Measured:
     from ventoux.evals import bench, machine
+    from ventoux.evals.bench_context import long_context
 
     engine, loading = _load(args)
     num_runs = bench.num_latency_runs(args.prompt_tokens, args.batch_size, args.repeats)
+    num_runs += len(args.context) * args.repeats
     with _ticks("measuring", num_runs, "runs") as tick:
         measured = bench.latency(
             engine,
@@ -148,10 +157,13 @@ def _latency(args: argparse.Namespace) -> _Measured:
             repeats=args.repeats,
             tick=tick,
         )
+        measured["long_context"] = long_context(
+            engine, contexts=args.context, new_tokens=args.new_tokens, repeats=args.repeats, tick=tick
+        )
     memory = {**loading, "peak_bytes": machine.peak_memory()}
     # Last: it needs a gigabyte itself, which must not count as the engine's.
     bandwidth = machine.memory_bandwidth()
-    bench.add_shares(measured["decode"], bandwidth["bytes_per_second"])
+    bench.add_shares(measured["decode"] + measured["long_context"], bandwidth["bytes_per_second"])
     config = {**bench.model_facts(engine), "decode_prompt_tokens": bench.DECODE_PROMPT, "new_tokens": args.new_tokens}
     results = {**measured, "memory": memory, "memory_bandwidth": bandwidth, "speculation": bench.acceptance(engine)}
     return config, results, _latency_table(results)
@@ -170,6 +182,9 @@ def _latency_table(results: dict[str, Any]) -> Table:
     for row in results["decode"]:
         share = f"{row['share_of_bandwidth']:.1%}"
         table.add_row(f"decode, batch of {row['batch_size']}", *_cells(row["tokens_per_second"]), share)
+    for row in results["long_context"]:
+        share = f"{row['share_of_bandwidth']:.1%}"
+        table.add_row(f"decode behind {row['context_tokens']}", *_cells(row["tokens_per_second"]), share)
     return table
 
 

@@ -60,7 +60,7 @@ def latency(
     Raises:
         ConfigError: the plan has no room for such a prompt or batch.
     """
-    _check_fits(engine.plan, max(*prompt_tokens, DECODE_PROMPT + new_tokens), max(batch_sizes))
+    check_fits(engine.plan, max(*prompt_tokens, DECODE_PROMPT + new_tokens), max(batch_sizes))
     prefill, decode = [], []
     for length in prompt_tokens:
         rates = []
@@ -74,7 +74,7 @@ def latency(
     for batch_size in batch_sizes:
         rates, per_step = [], []
         for run in range(repeats):
-            decoded = decode_run(engine, batch_size, new_tokens, seed=run)
+            decoded = decode_run(engine, random_prompts(engine, batch_size, DECODE_PROMPT, seed=run), new_tokens)
             rates.append(decoded.tokens_per_second)
             per_step.append(decoded.tokens_per_step)
             tick()
@@ -88,10 +88,12 @@ def latency(
 
 
 def add_shares(decode: list[dict[str, Any]], bandwidth: float) -> None:
-    """Adds to each row which share of the memory's bytes per second its steps' weights came to (not a draft's)."""
+    """Adds to each row which share of the memory's bytes per second its steps' weights (not a draft's) and latents came
+    to; latents where they are counted."""
     for row in decode:
         steps_per_second = row["tokens_per_second"]["median"] / row["tokens_per_step"]
-        row["share_of_bandwidth"] = steps_per_second * row["weight_bytes_per_step"] / bandwidth
+        step_bytes = row["weight_bytes_per_step"] + row.get("latent_bytes_per_step", 0)
+        row["share_of_bandwidth"] = steps_per_second * step_bytes / bandwidth
 
 
 def acceptance(engine: Engine) -> dict[str, Any] | None:
@@ -126,7 +128,7 @@ def throughput(
     Raises:
         ConfigError: the plan has no room for such a request.
     """
-    _check_fits(engine.plan, input_tokens + output_tokens, 1)
+    check_fits(engine.plan, input_tokens + output_tokens, 1)
     seconds = []
     for run in range(repeats):
         seconds.append(
@@ -161,7 +163,8 @@ def active_bytes(model: Mistral4, batch_size: int) -> int:
     return round(count)
 
 
-def _check_fits(plan: EnginePlan, length: int, batch_size: int) -> None:
+def check_fits(plan: EnginePlan, length: int, batch_size: int) -> None:
+    """Raises ConfigError if the plan has no room for such sequences."""
     if length > plan.max_model_len:
         raise ConfigError(f"{length} tokens are more than the {plan.max_model_len} of this plan's --max-model-len.")
     if batch_size > plan.max_num_seqs:
@@ -183,9 +186,9 @@ class DecodeRun:
     answers: dict[str, list[int]]
 
 
-def decode_run(engine: Engine, batch_size: int, new_tokens: int, seed: int) -> DecodeRun:
-    """Answers `batch_size` random prompts at once. Raises ConfigError if no step decodes all of them."""
-    prompts = random_prompts(engine, batch_size, DECODE_PROMPT, seed)
+def decode_run(engine: Engine, prompts: list[list[int]], new_tokens: int) -> DecodeRun:
+    """Answers all prompts at once. Raises ConfigError if no step decodes all of them."""
+    batch_size = len(prompts)
     answers: dict[str, list[int]] = {}
     full: list[float] = []
     tokens = 0

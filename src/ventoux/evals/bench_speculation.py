@@ -17,7 +17,7 @@ from ventoux.engine.drafting import Drafter, Progress
 from ventoux.engine.engine import Engine
 from ventoux.engine.speculation import Speculation
 from ventoux.errors import ConfigError
-from ventoux.evals.bench import DecodeRun, Tick, decode_run, spread
+from ventoux.evals.bench import DECODE_PROMPT, DecodeRun, Tick, decode_run, random_prompts, spread
 
 Tokens = dict[str, list[int]]
 
@@ -70,13 +70,14 @@ def speculation(
         guessing = {a: Speculation(d, engine.scheduler, engine.plan, own.vocab_size) for a, d in drafters.items()}
         for repeat in range(repeats):
             engine.speculation = None
-            runs[None].append(decode_run(engine, batch_size, new_tokens, repeat))
+            prompts = random_prompts(engine, batch_size, DECODE_PROMPT, repeat)
+            runs[None].append(decode_run(engine, prompts, new_tokens))
             tick()
             for acceptance, drafter in drafters.items():
                 drafter.coming = runs[None][-1].answers
                 engine.speculation = guessing[acceptance]
                 engine.speculation.pace.adaptive = adaptive
-                runs[acceptance].append(decode_run(engine, batch_size, new_tokens, repeat))
+                runs[acceptance].append(decode_run(engine, prompts, new_tokens))
                 tick()
         plain = spread([run.tokens_per_second for run in runs[None]])
         for acceptance in acceptances:
