@@ -9,6 +9,7 @@ from ventoux.checkpoint.hub import bundled_model
 from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo import TrainConfig, Trainer
 from ventoux.train.demo_batches import batches
+from ventoux.train.export import export
 
 CONFIG = TrainConfig(
     tokens_per_step=500, drawings_per_step=1, reading_steps=0, drill_steps=0, num_threads=1, judge_tokens=1600
@@ -66,4 +67,15 @@ def test_a_new_run_starts_with_another_runs_weights(trainer, tmp_path):
     other = Trainer(CONFIG, trainer.tokenizer, tmp_path)
     other.start_from(trainer.run.state_file)
     assert torch.equal(other.model.lm_head.weight, trainer.model.lm_head.weight)
+    assert torch.equal(other.reader.of_row.weight, trainer.reader.of_row.weight)
     assert other.run.step == 0
+
+
+def test_a_new_run_starts_with_a_checkpoint(trainer, tmp_path):
+    """Catches weights that stay as they were laid out, eyes included."""
+    export(trainer, tmp_path / "model")
+    other = Trainer(CONFIG, trainer.tokenizer, tmp_path)
+    other.start_from(tmp_path / "model")
+    for (name, p), q in zip(other.model.named_parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(p, q.bfloat16().float()), name
+        assert p.requires_grad

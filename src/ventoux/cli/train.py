@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     described = "the bundled model, from generated data"
     demo = kinds.add_parser("demo", help=described, description=described, allow_abbrev=False)
     demo.add_argument(
-        "--start-from", type=Path, metavar="STATE", help="a state file whose weights a new run begins with"
+        "--start-from", type=Path, metavar="PATH", help="a run's state file, or a checkpoint: weights to begin with"
     )
     demo.add_argument(
         "--drill-steps", type=int, help="first steps that hold nothing but drills of copying and counting"

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from ventoux.checkpoint.files import open_checkpoint
+from ventoux.checkpoint.load import load_model
 from ventoux.model.mistral4 import Mistral4
 from ventoux.model.moe import Router
 from ventoux.ops.reference import REFERENCE
@@ -192,9 +194,18 @@ class Trainer:
         schedule = Schedule(config.steps, config.decay_steps, config.warmup_steps, config.learning_rate)
         self.run = Run({"model": self.model, "reader": self.reader}, schedule, config.weight_decay, out)
 
-    def start_from(self, state: Path) -> None:
-        """Takes the weights of another run's state file; the reader and the optimizer start anew."""
-        self.model.load_state_dict(torch.load(state, weights_only=True)["model"])
+    def start_from(self, path: Path) -> None:
+        """Takes the weights of a checkpoint, or the weights and the reader of another run's state file.
+
+        The optimizer starts anew. Raises CheckpointError if a checkpoint cannot be read.
+        """
+        if path.is_dir():
+            loaded = load_model(open_checkpoint(path), REFERENCE, dtype=torch.float32)
+            self.model.load_state_dict(loaded.state_dict())
+            return
+        state = torch.load(path, weights_only=True)
+        for name, module in self.run.modules.items():
+            module.load_state_dict(state[name])
 
     def source(self, step: int) -> Iterator[Example]:
         return examples(self.config.seed * 1_000_003 + step, held_out=False)
