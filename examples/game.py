@@ -19,18 +19,18 @@ QUESTION = (
 
 def screen(health: float) -> Image.Image:
     """The foe above, our creature below with its bar of health (0 to 1), and the menu."""
-    image = Image.new("RGB", (280, 168), (225, 240, 225))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=20)
-    for (x, y), name, level, share in (((4, 3), "Owl", "Lv 12", 0.7), ((126, 59), "Wolf", "Lv 33", health)):
-        draw.rectangle((x, y, x + 150, y + 49), fill=(255, 255, 250), outline=(40, 40, 40))
-        draw.text((x + 6, y + 14), name, fill="black", font=font, anchor="lm")
-        draw.text((x + 144, y + 14), level, fill="black", font=font, anchor="rm")
-        draw.rectangle((x + 6, y + 30, x + 144, y + 43), fill=(205, 205, 205), outline=(40, 40, 40))
+    image = Image.new("RGB", (308, 196), (230, 240, 255))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=23)
+    for (x, y), name, level, share in (((4, 3), "Owl", "Lv 12", 0.7), ((130, 62), "Wolf", "Lv 33", health)):
+        draw.rectangle((x, y, x + 168, y + 54), fill=(255, 255, 250), outline=(40, 40, 40))
+        draw.text((x + 6, y + 16), name, fill="black", font=font, anchor="lm")
+        draw.text((x + 162, y + 16), level, fill="black", font=font, anchor="rm")
+        draw.rectangle((x + 6, y + 33, x + 162, y + 47), fill=(205, 205, 205), outline=(40, 40, 40))
         color = (40, 170, 60) if share > 0.5 else (210, 40, 40)
-        draw.rectangle((x + 8, y + 32, x + 8 + round(134 * share), y + 41), fill=color)
-    draw.rectangle((0, 112, 279, 167), fill=(250, 250, 250), outline=(40, 40, 40))
+        draw.rectangle((x + 8, y + 35, x + 8 + round(152 * share), y + 45), fill=color)
+    draw.rectangle((0, 126, 307, 195), fill=(250, 250, 250), outline=(40, 40, 40))
     for place, action in enumerate(("FIGHT", "BAG", "SWITCH", "RUN")):
-        draw.text((14 + 140 * (place % 2), 126 + 28 * (place // 2)), action, fill="black", font=font, anchor="lm")
+        draw.text((14 + 140 * (place % 2), 144 + 32 * (place // 2)), action, fill="black", font=font, anchor="lm")
     return image
 
 

@@ -11,7 +11,7 @@ from ventoux import LLM, SamplingParams
 
 
 def main(model: str | None = None) -> None:
-    question = [{"role": "user", "content": "What is 347 + 285?"}]
+    question = [{"role": "user", "content": "What is 347 + 285 - 60?"}]
     with LLM(model) as llm:
         for effort in ("none", "high"):
             params = SamplingParams(temperature=0, max_tokens=200)
