@@ -15,7 +15,7 @@ from ventoux.train.demo_data import TASKS
 
 # Tasks whose bars the model meets; the model card says how far it is from the others.
 MET = ("alphabet", "calc_call", "languages", "game")
-# What it is asked in the default tier, where half of it must be right; it does these at 79 to 100 of 100.
+# What it is asked in the default tier, where half of it must be right; it does these at 79 % and more.
 SOME = (*MET, "calc_result", "sum_think", "chat", "system", "tool_choice", "image_calc")
 
 
