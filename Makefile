@@ -77,6 +77,7 @@ bench-peers: setup
 	cd benchmarks && ../$(BIN)/python -m peers --size $(SIZE) $(PEERS_FLAGS)
 
 build/peers/%/.installed: benchmarks/peers/%/requirements.txt
+	rm -f $@
 	$(PYTHON) -m venv build/peers/$*
 	build/peers/$*/bin/pip install --no-deps --requirement $< > build/peers/$*/install.log 2>&1
 	test ! -f benchmarks/peers/$*/install.sh || \

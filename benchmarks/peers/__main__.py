@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from peers import report, weights
 
 from ventoux.evals import bench, machine
@@ -53,6 +54,7 @@ def main() -> int:
     peers = [peer for peer in found if args.only is None or peer.name in (*args.only, "ventoux")]
     for peer in peers:
         _prepare(peer, models)
+    torch.set_num_threads(args.threads)
     rounds = [_round(peers, models, args, seed) for seed in range(args.rounds)]
     results = report.summary(rounds, json.loads((models / "model.json").read_text()))
     results["not_measured"] = {peer.name: peer.problem for peer in peers if peer.problem}
@@ -129,12 +131,16 @@ def _measure(peer: Peer, variant: str, models: Path, args: argparse.Namespace, s
             text=True,
         )
         assert process.stdout is not None
-        for text in process.stdout:
-            line = json.loads(text)
-            if line["case"] == "load":
-                # From the command to the first token of a short prompt, interpreter and imports included.
-                line["start_seconds"] = time.perf_counter() - started
-            lines.append(line)
+        try:
+            for text in process.stdout:
+                line = json.loads(text)
+                if line["case"] == "load":
+                    # From the command to the first token of a short prompt, interpreter and imports included.
+                    line["start_seconds"] = time.perf_counter() - started
+                lines.append(line)
+        finally:  # an interrupt reaches this process alone
+            if sys.exc_info()[0] is not None:
+                process.terminate()
     entry: dict[str, Any] = {"cases": lines}
     if process.wait():
         entry["problem"] = f"exit status {process.returncode}: {_last_line(log.read_text())}"

@@ -78,7 +78,10 @@ def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]], model: dict[str,
 def _ratios(rounds: list[list[dict[str, Any]]], engines: list[str]) -> dict[str, dict[str, dict[str, float]]]:
     """By case and engine of ours: how many times as fast as each peer's; the median over rounds that have both."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    rates = [{(e["engine"], c["case"]): c.get("tokens_per_second") for e in r for c in e["cases"]} for r in rounds]
+    rates = [
+        {(e["engine"], c["case"]): c.get("tokens_per_second") for e in r for c in e["cases"] if not c.get("cold")}
+        for r in rounds
+    ]
     for case in dict.fromkeys(case for by_case in rates for (_, case), rate in by_case.items() if rate):
         for ours in (engine for engine in engines if engine.startswith(OURS)):
             for peer in (engine for engine in engines if not engine.startswith(OURS)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -314,3 +315,26 @@ def test_tokenize_takes_the_efforts_that_chats_take(server, effort):
     assert counted.json()["tokens"] == server.engine.requests[0].prompt_token_ids
     assert counted.headers.get("x-warning") == answered.headers.get("x-warning")
     assert (effort in ("minimal", "low", "max")) == ("x-warning" in counted.headers)
+
+
+@pytest.mark.parametrize("config", [{}, {"api_key": ("secret",)}], ids=["no keys", "keys"])
+def test_another_asgi_server_starts_and_ends_the_application(make_server, config):
+    """Catches layers that take the lifespan for a request: it never ran, and image decoders stayed behind."""
+    server = make_server(**config)
+    told: list[str] = []
+
+    async def run() -> None:
+        given = iter(("lifespan.startup", "lifespan.shutdown"))
+
+        async def receive() -> dict[str, str]:
+            return {"type": next(given)}
+
+        async def send(message: dict[str, str]) -> None:
+            told.append(message["type"])
+
+        await server.app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+
+    closed: list[bool] = []
+    server.app.state.service.media.decoder.close = lambda: closed.append(True)
+    asyncio.run(run())
+    assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"] and closed == [True]

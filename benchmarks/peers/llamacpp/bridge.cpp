@@ -71,6 +71,7 @@ bool bridge_make_room(void * opened, int32_t sequences, int32_t length) {
     llama_free(engine.context);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = params.n_batch = sequences * length;
+    params.n_ubatch = std::min(sequences * length, 2048);  // as many at once as Ventoux takes; 512 unless told
     params.n_seq_max = sequences;
     params.n_outputs_max = sequences;
     params.n_threads = params.n_threads_batch = engine.threads;

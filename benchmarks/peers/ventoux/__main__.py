@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ class Ventoux:
         }
 
     def prefill(self, prompt: list[int]) -> float:
-        return sum(bench.run_prompts(self._engine, [prompt], new_tokens=1))
+        started = time.perf_counter()
+        bench.run_prompts(self._engine, [prompt], new_tokens=1)
+        return time.perf_counter() - started
 
     def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
         return bench.decode_run(self._engine, prompts, new_tokens).tokens_per_second

@@ -143,9 +143,10 @@ _Measured = tuple[dict[str, Any], dict[str, Any], "Table"]
 
 def _latency(args: argparse.Namespace) -> _Measured:
     from ventoux.evals import bench, machine
-    from ventoux.evals.bench_context import long_context
+    from ventoux.evals.bench_context import check_context, long_context
 
     engine, loading = _load(args)
+    check_context(engine, args.context, args.new_tokens)  # before all that is measured first would be lost
     num_runs = bench.num_latency_runs(args.prompt_tokens, args.batch_size, args.repeats)
     num_runs += len(args.context) * args.repeats
     with _ticks("measuring", num_runs, "runs") as tick:
@@ -179,12 +180,10 @@ def _latency_table(results: dict[str, Any]) -> Table:
     table = _table("measured", "tokens/s", "min - max", "of memory speed", caption=caption)
     for row in results["prefill"]:
         table.add_row(f"prefill of {row['prompt_tokens']}", *_cells(row["tokens_per_second"]), "")
-    for row in results["decode"]:
-        share = f"{row['share_of_bandwidth']:.1%}"
-        table.add_row(f"decode, batch of {row['batch_size']}", *_cells(row["tokens_per_second"]), share)
-    for row in results["long_context"]:
-        share = f"{row['share_of_bandwidth']:.1%}"
-        table.add_row(f"decode behind {row['context_tokens']}", *_cells(row["tokens_per_second"]), share)
+    decode = [(f"decode, batch of {row['batch_size']}", row) for row in results["decode"]]
+    decode += [(f"decode behind {row['context_tokens']}", row) for row in results["long_context"]]
+    for name, row in decode:
+        table.add_row(name, *_cells(row["tokens_per_second"]), f"{row['share_of_bandwidth']:.1%}")
     return table
 
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start-from", type=Path, metavar="PATH", help="a run's state file, or a checkpoint: weights to begin with"
     )
     demo.add_argument(
-        "--drill-steps", type=int, help="first steps that hold nothing but drills of copying and counting"
+        "--drill-steps", type=int, help="steps after reading that hold nothing but drills of copying and counting"
     )
     demo.add_argument("--reading-steps", type=int, help="first steps that hold nothing but drawings to read")
     demo.add_argument("--drawings-per-step", type=int, help="drawings to read beside every later step's conversations")

@@ -26,9 +26,7 @@ def long_context(
     Raises:
         ConfigError: the plan has no room for such a context, or no prefix cache.
     """
-    if contexts and not engine.plan.enable_prefix_caching:
-        raise ConfigError("contexts are put into the prefix cache: leave --enable-prefix-caching on.")
-    check_fits(engine.plan, max(contexts, default=0) + new_tokens, 1)
+    check_context(engine, contexts, new_tokens)
     rows = []
     for context in contexts:
         runs = []
@@ -47,6 +45,13 @@ def long_context(
             }
         )
     return rows
+
+
+def check_context(engine: Engine, contexts: Sequence[int], new_tokens: int) -> None:
+    """Raises ConfigError if the plan has no room for such contexts, or no prefix cache."""
+    if contexts and not engine.plan.enable_prefix_caching:
+        raise ConfigError("contexts are put into the prefix cache: leave --enable-prefix-caching on.")
+    check_fits(engine.plan, max(contexts, default=0) + new_tokens, 1)
 
 
 def _remember(engine: Engine, prompt: list[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,24 +97,26 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if responses is not None and server_config.responses_store != ServerConfig.responses_store:
+        # Each of these ends, whatever becomes of the others; the last one named first.
+        async with AsyncExitStack() as ending:
+            if tracer is not None:
+                ending.push_async_callback(asyncio.to_thread, tracer.close)
+            if responses is not None:
+                ending.push_async_callback(responses.close)
+            ending.push_async_callback(media.aclose)
+            ending.push_async_callback(background.close)
+            if files is not None:
+                ending.push_async_callback(files.database.close)
             # Who names a file wants to know at start whether it works.
-            await responses.open()
-        if files is not None and server_config.files_store != ServerConfig.files_store:
-            await files.database.open()
-        working = asyncio.create_task(batches.run()) if batches is not None else None
-        yield
-        if working is not None:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-        if files is not None:
-            await files.database.close()
-        await background.close()
-        await media.aclose()
-        if responses is not None:
-            await responses.close()
-        if tracer is not None:
-            await asyncio.to_thread(tracer.close)
+            if responses is not None and server_config.responses_store != ServerConfig.responses_store:
+                await responses.open()
+            if files is not None and server_config.files_store != ServerConfig.files_store:
+                await files.database.open()
+            if batches is not None:
+                working = asyncio.create_task(batches.run())
+                ending.push_async_callback(asyncio.gather, working, return_exceptions=True)
+                ending.callback(working.cancel)
+            yield
 
     app = FastAPI(
         title="Ventoux", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan, openapi_url=None

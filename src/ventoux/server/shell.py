@@ -139,6 +139,9 @@ class ErrorLayer:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # of an ASGI server that runs the application itself
+            await self._app(scope, receive, send)
+            return
         begun = False
 
         async def noting_send(message: Message) -> None:

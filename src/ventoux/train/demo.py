@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.load import load_model
+from ventoux.errors import ConfigError
 from ventoux.model.mistral4 import Mistral4
 from ventoux.model.moe import Router
 from ventoux.ops.reference import REFERENCE
@@ -197,8 +198,10 @@ class Trainer:
     def start_from(self, path: Path) -> None:
         """Takes the weights of a checkpoint, or the weights and the reader of another run's state file.
 
-        The optimizer starts anew. Raises CheckpointError if a checkpoint cannot be read.
+        The optimizer starts anew. Raises ConfigError if there is no such file, CheckpointError for a broken checkpoint.
         """
+        if not path.exists():
+            raise ConfigError(f"--start-from {path}: there is no such file or folder.")
         if path.is_dir():
             loaded = load_model(open_checkpoint(path), REFERENCE, dtype=torch.float32)
             self.model.load_state_dict(loaded.state_dict())
@@ -218,6 +221,7 @@ class Trainer:
         self.run.loop(lambda: self.train_step(next(stream)), report, self.judge, cfg.judge_every)
 
     def train_step(self, parts: list[Batch]) -> dict:
+        parts = [part for part in parts if part.num_tokens or part.drawings]
         num_targets = sum(int((part.targets_T >= 0).sum()) for part in parts)
         num_patches = sum(len(part.characters_P2) for part in parts)
 
@@ -273,6 +277,6 @@ class Trainer:
         exact = {task: f"{a}/{b}" for task, (a, b) in sorted(right.items())}
         return {
             "exact": exact,
-            "named": [round(right / count, 4) for right, count in named.tolist()],
+            "named": [round(right / max(count, 1), 4) for right, count in named.tolist()],
             "experts": [[round(share, 4) for share in layer] for layer in load_LE.tolist()],
         }
