@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.page.conftest import Script, answered, ask
 from tests.page.test_content import MARKDOWN
@@ -133,7 +132,7 @@ def test_dark_and_light_can_be_chosen(open_page):
     dark = page.evaluate(ground)
     assert dark != light
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("body")).to_have_css("background-color", light)  # set when the dialog has closed
+    page.wait_for_function(f"light => ({ground})() == light", arg=light)  # set when the dialog has closed
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Colours of the page").select_option("dark")
     page.get_by_role("button", name="Done").click()
