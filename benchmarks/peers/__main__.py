@@ -138,9 +138,9 @@ def _measure(peer: Peer, variant: str, models: Path, args: argparse.Namespace, s
                     # From the command to the first token of a short prompt, interpreter and imports included.
                     line["start_seconds"] = time.perf_counter() - started
                 lines.append(line)
-        finally:  # an interrupt reaches this process alone
-            if sys.exc_info()[0] is not None:
-                process.terminate()
+        except BaseException:  # an interrupt reaches this process alone
+            process.terminate()
+            raise
     entry: dict[str, Any] = {"cases": lines}
     if process.wait():
         entry["problem"] = f"exit status {process.returncode}: {_last_line(log.read_text())}"

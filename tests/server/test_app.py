@@ -338,3 +338,27 @@ def test_another_asgi_server_starts_and_ends_the_application(make_server, config
     server.app.state.service.media.decoder.close = lambda: closed.append(True)
     asyncio.run(run())
     assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"] and closed == [True]
+
+
+def test_what_fails_to_end_keeps_nothing_else_from_ending(make_server):
+    """Catches image decoders that stay behind because something before them could not be closed."""
+    server, closed = make_server(responses_store="unused"), []
+    service = server.app.state.service
+
+    async def fails() -> None:
+        closed.append("media")
+        raise OSError("disk full")
+
+    async def closes() -> None:
+        closed.append("responses")
+
+    service.media.aclose, service.responses.close = fails, closes
+
+    async def run() -> None:
+        async with server.app.router.lifespan_context(server.app):
+            pass
+
+    service.responses.open = closes
+    with pytest.raises(OSError, match="disk full"):
+        asyncio.run(run())
+    assert closed == ["responses", "media", "responses"]

@@ -145,13 +145,14 @@ class Reader(nn.Module):
 
     def _logits(self, seen: Seen, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Logits and labels of half patches and of rows."""
-        pairs = []
-        for states, out, labels in (
+        of_both = (
             (seen.states_PD, self.of_patch, batch.characters_P2),
             (seen.rows_MD, self.of_row, batch.rows_MR),
-        ):
-            pairs.append((out(F.rms_norm(states, states.shape[-1:])).unflatten(-1, (-1, NUM_LABELS)), labels))
-        return pairs
+        )
+        return [
+            (out(F.rms_norm(states, states.shape[-1:])).unflatten(-1, (-1, NUM_LABELS)), labels)
+            for states, out, labels in of_both
+        ]
 
 
 @dataclass(frozen=True)
