@@ -77,25 +77,35 @@ struct Bf16 {
   using CodeReader = Nvfp4Reader;
   static float unit(Format) { return 1.0f; }
 
+  static constexpr int kParts = 1;
+  template <int, class Reader>
+  static __m512i part(const Reader& w, int64_t i) {
+    return block(w, i);
+  }
   static __m512i block(const Bf16Reader& w, int64_t i) { return _mm512_loadu_si512(w.p + i * 2 * kBlock); }
   static __m512i block(const Fp8Reader& w, int64_t i) { return widen_fp8(w.p + i * kBlock); }
   static __m512i block(const Nvfp4Reader& w, int64_t i) {
     return widen_nvfp4(w.p + i * kBlock / 2, w.groups[2 * i], w.groups[2 * i + 1]);
   }
-  static __m512i tail(const Bf16Reader& w, int64_t i, int64_t count) {
+  template <int, class Reader>
+  static __m512i tail(const Reader& w, int64_t i, int64_t count) {
+    return rest(w, i, count);
+  }
+  static __m512i rest(const Bf16Reader& w, int64_t i, int64_t count) {
     return _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << count) - 1), w.p + i * 2 * kBlock);
   }
-  static __m512i tail(const Fp8Reader& w, int64_t i, int64_t count) {
-    uint8_t rest[kBlock] = {};
-    std::memcpy(rest, w.p + i * kBlock, size_t(count));
-    return widen_fp8(rest);
+  static __m512i rest(const Fp8Reader& w, int64_t i, int64_t count) {
+    uint8_t codes[kBlock] = {};
+    std::memcpy(codes, w.p + i * kBlock, size_t(count));
+    return widen_fp8(codes);
   }
-  static __m512i tail(const Nvfp4Reader& w, int64_t i, int64_t) {  // columns are a multiple of 16: a tail is one group
-    uint8_t rest[kBlock / 2] = {};
-    std::memcpy(rest, w.p + i * kBlock / 2, kBlock / 4);
-    return widen_nvfp4(rest, w.groups[2 * i], 0);
+  static __m512i rest(const Nvfp4Reader& w, int64_t i, int64_t) {  // columns are a multiple of 16: a tail is one group
+    uint8_t codes[kBlock / 2] = {};
+    std::memcpy(codes, w.p + i * kBlock / 2, kBlock / 4);
+    return widen_nvfp4(codes, w.groups[2 * i], 0);
   }
 #if defined(VENTOUX_EMULATED) || defined(__AVX512BF16__)
+  template <int>
   static V step(__m512i weight, const uint16_t* x, V sum) { return {dpbf16(sum.v, weight, _mm512_loadu_si512(x))}; }
 #endif
 };

@@ -75,52 +75,69 @@ struct Fp8Reader {
   }
 };
 
-// An arithmetic: what activations are kept as, what 32 columns of a weight become, and one step of a chain.
+// An arithmetic: what activations are kept as, what 32 columns of a weight become, in how many parts, and a part's step of
+// a chain.
 struct Fp32 {
   using Element = float;
   static constexpr bool kTakesF32 = true;     // weights stored as fp32
   static constexpr bool kTakesNvfp4 = false;  // fixed.h multiplies these
   // What a result is to be multiplied with, where the reader gives a fraction.
   static float unit(Format format) { return format == Format::kFp8 ? 256.0f : 1.0f; }
-  template <class Reader>
-  static Pair block(const Reader& w, int64_t i) {
-    return w.block(i);
+  static constexpr int kParts = 2;  // the even columns, then the odd ones
+  template <int P, class Reader>
+  static V part(const Reader& w, int64_t i) {
+    const Pair both = w.block(i);
+    return P ? both.odd : both.even;
   }
-  template <class Reader>
-  static Pair tail(const Reader& w, int64_t i, int64_t count) {
-    return w.tail(i, count);
+  template <int P, class Reader>
+  static V tail(const Reader& w, int64_t i, int64_t count) {
+    const Pair both = w.tail(i, count);
+    return P ? both.odd : both.even;
   }
-  static V step(const Pair& weight, const float* x, V sum) {
-    return fma(weight.odd, load(x + kLanes), fma(weight.even, load(x), sum));
+  template <int P>
+  static V step(V weight, const float* x, V sum) {
+    return fma(weight, load(x + P * kLanes), sum);
   }
 };
 
 // out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched
 // meanwhile: the rows that come next, which the hardware's own prefetcher finds too late when each row is a stream of
 // its own.
+//
+// One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left
+// to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
+// must not see that the second part comes from the same bytes. Attention over a long context gained 3 %, rows of 512
+// columns that lie in the cache 9 %.
 template <int R, int M, class A, class Reader>
 __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Element* const* x, int64_t cols,
                                          int64_t ahead, float* out, int64_t ld) {
   V acc[R][M];
   for (auto& row : acc)
     for (auto& lane : row) lane = zero();
-  const int64_t whole = cols / kBlock;
+  auto add = [&]<int P>(int64_t i, const auto& part) __attribute__((always_inline)) {
+    decltype(part(w[0])) weight[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) weight[r] = part(w[r]);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][m] = A::template step<P>(weight[r], x[m] + i * kBlock, acc[r][m]);
+  };
+  const int64_t whole = cols / kBlock, rest = cols % kBlock;
   for (int64_t i = 0; i < whole; ++i) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      w[r].prefetch(i, ahead);
-      const auto weight = A::block(w[r], i);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) acc[r][m] = A::step(weight, x[m] + i * kBlock, acc[r][m]);
+    for (int r = 0; r < R; ++r) w[r].prefetch(i, ahead);
+    add.template operator()<0>(i, [&](const Reader& row) { return A::template part<0>(row, i); });
+    if constexpr (A::kParts == 2) {
+      int64_t again = i;
+      if constexpr (R * M > 16) asm("" : "+r"(again));
+      add.template operator()<1>(again, [&](const Reader& row) { return A::template part<1>(row, again); });
     }
   }
-  if (const int64_t rest = cols % kBlock) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const auto weight = A::tail(w[r], whole, rest);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) acc[r][m] = A::step(weight, x[m] + whole * kBlock, acc[r][m]);
-    }
+  if (rest) {
+    add.template operator()<0>(whole, [&](const Reader& row) { return A::template tail<0>(row, whole, rest); });
+    if constexpr (A::kParts == 2)
+      add.template operator()<1>(whole, [&](const Reader& row) { return A::template tail<1>(row, whole, rest); });
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)

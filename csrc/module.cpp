@@ -170,6 +170,8 @@ void to_nvfp4(RowsTuple values, float global_scale, Address codes, Address scale
 
 NB_MODULE(_native, m) {
   using ventoux::Runtime;
+  // A program may end with an engine still open: its thread holds these objects, and nobody can act on the report.
+  nb::set_leak_warnings(false);
   m.def("instruction_sets", &ventoux::instruction_sets, nb::arg("emulated") = false);
   m.def("to_nvfp4", &ventoux::to_nvfp4);
   m.def("use_huge_pages", &ventoux::use_huge_pages);

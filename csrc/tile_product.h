@@ -108,7 +108,7 @@ inline void widen_rows(const Weight& w, int64_t first, int64_t count, int64_t be
       const Reader row(w, first + r);
       for (int64_t i = begin; i < end; ++i) {
         row.prefetch(i, ahead);
-        const __m512i block = i < whole ? Bf16::block(row, i) : Bf16::tail(row, i, rest);
+        const __m512i block = i < whole ? Bf16::block(row, i) : Bf16::rest(row, i, rest);
         _mm512_storeu_si512(to + r * pitch + (i - begin) * 2 * kBlock, block);
       }
     }

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from peers import report, weights
+from peers.protocol import counts
 
 from ventoux.evals import bench, machine
 from ventoux.hardware import probe_hardware
@@ -71,15 +72,21 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="peers", description=__doc__, allow_abbrev=False)
     parser.add_argument("--size", choices=weights.SIZES, default="mid")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prefill", default="512,2048", help="prompt lengths (default: %(default)s)")
-    parser.add_argument("--decode", default="1,8,32", help="sequences at once (default: %(default)s)")
+    parser.add_argument("--prefill", type=counts, default="512,2048", help="prompt lengths (default: %(default)s)")
+    parser.add_argument("--decode", type=counts, default="1,8,32", help="sequences at once (default: %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=128, help="at most, per sequence (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=40.0, help="limit of a case (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=probe_hardware().num_cores, help="(default: the cores)")
     parser.add_argument("--only", type=lambda text: text.split(","), help="these peers, and Ventoux")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--note", default="")
-    return parser.parse_args()
+    args = parser.parse_args()
+    known = {path.parent.name for path in HERE.glob("*/__main__.py")}
+    if unknown := sorted(set(args.only or ()) - known):
+        parser.error(f"--only {','.join(unknown)}: there are {', '.join(sorted(known))}.")
+    if min(args.rounds, args.new_tokens, args.threads, args.seconds) <= 0:
+        parser.error("--rounds, --new-tokens, --threads and --seconds must be positive.")
+    return args
 
 
 def _prepare(peer: Peer, models: Path) -> None:
@@ -114,8 +121,8 @@ def _round(peers: list[Peer], models: Path, args: argparse.Namespace, seed: int)
 
 
 def _measure(peer: Peer, variant: str, models: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    flags = {"prefill": args.prefill, "decode": args.decode, "new-tokens": args.new_tokens, "seconds": args.seconds}
-    flags |= {"threads": args.threads, "seed": seed}
+    flags = {name: ",".join(map(str, getattr(args, name))) for name in ("prefill", "decode")}
+    flags |= {"new-tokens": args.new_tokens, "seconds": args.seconds, "threads": args.threads, "seed": seed}
     words = [f"--{name}={value}" for name, value in flags.items()]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     log = BUILD / f"{peer.name}.log"

@@ -100,8 +100,8 @@ def _arguments() -> argparse.Namespace:
     measure = actions.add_parser("measure")
     measure.add_argument("models", type=Path)
     measure.add_argument("variant")
-    measure.add_argument("--prefill", type=_counts, default=[512, 2048], help="prompt lengths")
-    measure.add_argument("--decode", type=_counts, default=[1, 8, 32], help="sequences at the same time")
+    measure.add_argument("--prefill", type=counts, default=[512, 2048], help="prompt lengths")
+    measure.add_argument("--decode", type=counts, default=[1, 8, 32], help="sequences at the same time")
     measure.add_argument("--new-tokens", type=int, default=128, help="at most, per sequence")
     measure.add_argument("--seconds", type=float, default=40.0, help="for one case, beyond its warm-up")
     measure.add_argument("--threads", type=int, required=True)
@@ -109,8 +109,15 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _counts(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def counts(text: str) -> list[int]:
+    """Numbers of at least 1, as in "1,8,32". Raises ArgumentTypeError."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,8,32.")
+    return found
 
 
 class _Prompts:

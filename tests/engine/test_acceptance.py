@@ -16,6 +16,7 @@ from tests.engines import request, run, tiny_engine
 from tests.tiny import tiny_config, tiny_model
 from ventoux.config import Speculation
 from ventoux.engine.engine import Engine
+from ventoux.engine.sampler import rows_of
 
 VOCAB = 12
 ANSWERS = 500
@@ -79,10 +80,11 @@ def test_a_rule_that_accepts_too_easily_is_noticed(monkeypatch):
     """Every other guess is taken without looking."""
     honest, rng = Engine._next_token, random.Random(2)
 
-    def easy(self, sequence, logits_V, guess, tokens):
+    def easy(self, sequence, row, guess, tokens):
         if guess is not None and rng.random() < 0.5:
-            logits_V = torch.full_like(logits_V, -50.0).index_fill(0, torch.tensor([guess]), 50.0)
-        return honest(self, sequence, logits_V, guess, tokens)
+            certain_V = torch.full_like(row.logits_V, -50.0).index_fill(0, torch.tensor([guess]), 50.0)
+            (row,) = rows_of(certain_V[None])
+        return honest(self, sequence, row, guess, tokens)
 
     params = OPTIONS["temperature"]
     plain = second_tokens(0, False, **params)

@@ -72,10 +72,10 @@ def assert_only_the_victim_ended(engine, outputs, quiet, code):
 def test_a_sampler_that_fails(monkeypatch, quiet, error, code, at):
     sample = engine_module.sample
 
-    def failing(logits_V, sequence, seed, end_ids):
+    def failing(row, sequence, seed, end_ids):
         if sequence.request.request_id == VICTIM and sequence.num_generated == at:
             raise error
-        return sample(logits_V, sequence, seed, end_ids)
+        return sample(row, sequence, seed, end_ids)
 
     monkeypatch.setattr(engine_module, "sample", failing)
     engine = make_engine()
@@ -89,11 +89,11 @@ def test_a_sampler_that_fails(monkeypatch, quiet, error, code, at):
 def test_numbers_that_are_none(monkeypatch, quiet, where, value):
     """In a batch with others, in the middle of an answer."""
     engine = make_engine()
-    forward, logits = engine.runner.forward, engine.runner.logits
+    hidden, logits = engine.runner._hidden, engine.runner.logits
     rows = {}
 
-    def spoiled_forward(chunks):
-        hidden_TD = forward(chunks)
+    def spoiled_hidden(chunks):
+        hidden_TD = hidden(chunks)
         at, due = 0, []
         for chunk in chunks:
             is_victim = chunk.sequence.request.request_id == VICTIM and chunk.sequence.num_generated == 4
@@ -111,7 +111,7 @@ def test_numbers_that_are_none(monkeypatch, quiet, where, value):
             out_KV[torch.tensor(rows["due"])] = value
         return out_KV
 
-    monkeypatch.setattr(engine.runner, "forward", spoiled_forward)
+    monkeypatch.setattr(engine.runner, "_hidden", spoiled_hidden)
     monkeypatch.setattr(engine.runner, "logits", spoiled_logits)
     outputs = run(engine, requests())
     assert len(tokens(outputs[VICTIM, 0])) == 4

@@ -10,8 +10,9 @@ import torch
 from ventoux.checkpoint.hub import bundled_model
 from ventoux.errors import ConfigError
 from ventoux.text.tokenizer import Tokenizer
-from ventoux.train.demo_batches import StepShape, batches, drill, encode, join, pack
+from ventoux.train.demo_batches import StepShape, batches, encode, join, pack
 from ventoux.train.demo_data import example, examples
+from ventoux.train.demo_drills import drill, lookups
 from ventoux.train.plot import accuracies, averaged, plot
 
 
@@ -67,16 +68,37 @@ def test_labels_match_the_pixels(tokenizer):
 
 
 def test_drilled_steps_are_true(tokenizer):
-    rng, seen = random.Random(0), 0
-    for _ in range(40):
-        text = tokenizer.decode(drill(tokenizer, rng).token_ids[1:])
-        for x, operator, y, joined, carry, after, digit in re.findall(
-            r"[a-z](\d) ([-+*]) [a-z](\d)([-+])(\d)=(\d) [a-z](\d)\.", text
+    rng, seen = random.Random(0), {"+": 0, "-": 0, "*": 0}
+    for _ in range(80):
+        text = tokenizer.decode(drill(tokenizer, rng)[0][1:])
+        for x, operator, y, product, joined, carry, after, digit in re.findall(
+            r"[a-z](\d) ([-+*]) [a-z](\d)(=\d\d)?([-+])(\d)=(\d) [a-z](\d)\.", text
         ):
-            seen += 1
+            seen[operator] += 1
             sign = -1 if joined == "-" else 1
             assert eval(f"{x}{operator}{y}{joined}{carry}") == int(digit) + 10 * int(after) * sign
-    assert seen > 50
+            assert product == (f"={int(x) * int(y):02}" if operator == "*" else "")
+    assert min(seen.values()) > 20
+
+
+def test_drilled_values_can_be_looked_up(tokenizer):
+    """Catches a drill whose second half asks for what its first half does not say, or a loss on what is asked."""
+    rng = random.Random(1)
+    for _ in range(50):
+        ids, is_target = lookups(tokenizer, rng)
+        first = is_target.index(True)
+        text = ids[1:first]
+        spans = []  # of targets: (start, end)
+        for i in range(first, len(ids)):
+            if is_target[i] and not is_target[i - 1]:
+                spans.append([i, i])
+            if is_target[i]:
+                spans[-1][1] = i + 1
+        for start, end in spans:
+            previous = max((stop for _, stop in spans if stop <= start), default=None)
+            name = ids[previous:start] if previous else ids[start - 1 : start]
+            said = [*name, *ids[start:end]]
+            assert any(text[i : i + len(said)] == said for i in range(len(text))), "not said before"
 
 
 def test_plot_draws_what_was_logged(tmp_path):

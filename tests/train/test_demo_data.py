@@ -243,9 +243,9 @@ def test_every_step_of_a_trace_is_true():
     for _ in range(300):
         asked = random_sum(rng, steps=rng.randint(1, 2), held_out=False)
         known, carry = dict(re.findall(r"([a-z])(\d)(?=[ ,.]|$)", asked.trace().split(". ")[1])), 0
-        for step in re.findall(r"\w\d [+*-] \w\d[+-]\d=\d \w\d", asked.trace()):
+        for step in re.findall(r"\w\d [+*-] \w\d(?:=\d\d)?[+-]\d=\d \w\d", asked.trace()):
             x, operator, y, joined, taken, after, to, digit = re.fullmatch(
-                r"(\w\d) (.) (\w\d)(.)(\d)=(\d) (\w)(\d)", step
+                r"(\w\d) (.) (\w\d)(?:=\d\d)?(.)(\d)=(\d) (\w)(\d)", step
             ).groups()
             assert (known[x[0]], known[y[0]]) == (x[1], y[1]), step
             assert int(taken) == (0 if to in "pt" else carry), step

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ventoux.checkpoint.hub import bundled_model
+from ventoux.errors import ConfigError
 from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo import TrainConfig, Trainer
 from ventoux.train.demo_batches import batches
@@ -79,3 +80,15 @@ def test_a_new_run_starts_with_a_checkpoint(trainer, tmp_path):
     for (name, p), q in zip(other.model.named_parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(p, q.bfloat16().float()), name
         assert p.requires_grad
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", None], ids=["empty", "text", "another state"])
+def test_a_start_from_something_else_says_so(trainer, tmp_path, content):
+    """Catches tracebacks of whatever the file turns out to be."""
+    path = tmp_path / "state.pt"
+    if content is None:
+        torch.save({"step": 3}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="not the state"):
+        Trainer(CONFIG, trainer.tokenizer, tmp_path / "out").start_from(path)

@@ -74,6 +74,9 @@ def test_slots_pair_a_state_with_the_next_token_and_aim_at_the_one_after(tmp_pat
     assert batch.inputs.positions_T.tolist() == [*range(n), *range(len(second.hidden_PD))]
     wanted = [ids[p + 2] if p + 2 >= first.num_prompt else -100 for p in range(n)]
     assert batch.targets_T[:n].tolist() == wanted and wanted[-1] == ids[-1]
+    answer = [p for p in range(n) if wanted[p] >= 0]
+    assert torch.allclose(batch.weights_T[:n][answer], torch.tensor(len(answer) ** -0.5))
+    assert batch.weights_T[:n].count_nonzero() == len(answer)
     assert torch.equal(batch.next_hidden_TD[: n - 1], batch.hidden_TD[1:n])
     assert batch.has_next_T[:n].tolist() == [True] * (n - 1) + [False]
 

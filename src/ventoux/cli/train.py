@@ -158,10 +158,10 @@ def _requests(tokenizer: Tokenizer, args: argparse.Namespace) -> list[Request]:
 def _demo_prompts(args: argparse.Namespace) -> Iterator[BatchItem]:
     from ventoux.engine.request import SamplingParams
     from ventoux.llm import BatchItem
-    from ventoux.train.demo_data import examples
+    from ventoux.train.demo_data import DRAFT_WEIGHTS, examples
 
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
-    for example in examples(2**31, held_out=False):  # a seed that no training step uses
+    for example in examples(2**31, held_out=False, weights=DRAFT_WEIGHTS):  # a seed that no training step uses
         yield BatchItem(
             example.messages, params, {"tools": example.tools, "reasoning_effort": example.reasoning_effort}
         )
@@ -184,9 +184,11 @@ def _config(kind: type[T], args: argparse.Namespace) -> T:
     """The settings that were given; the others keep their defaults."""
     given = {f.name: getattr(args, f.name, None) for f in fields(kind)}  # type: ignore[arg-type]
     config = kind(**{name: value for name, value in given.items() if value is not None})
-    for name in ("steps", "decay_steps", "num_threads"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1.")
+    least = {"steps": 1, "decay_steps": 1, "num_threads": 1, "tokens_per_step": 1, "learning_rate": 0}
+    least |= dict.fromkeys(("reading_steps", "drill_steps", "drawings_per_step"), 0)
+    for name, value in least.items():
+        if getattr(config, name, value) < value:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {value}.")
     return config
 
 

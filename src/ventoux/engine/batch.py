@@ -33,20 +33,19 @@ def build(
     `ahead`: how far the tokens stand ahead of the positions that they are computed at (1 in a draft).
     """
     token_ids = [t for span in spans for t in span.token_ids]
-    positions = np.concatenate([np.arange(c.start, c.stop) for c in spans])
-    most = max(len(c.sequence.pages) for c in spans)
-    pages = np.zeros((len(spans), most), dtype=np.int64)
-    slots = []
-    for i, c in enumerate(spans):
-        own = np.asarray(c.sequence.pages)
-        pages[i, : len(own)] = own
-        where = np.arange(c.start, c.stop)
-        slots.append(own[where // page_size] * page_size + where % page_size)
+    lengths = np.array([len(span.token_ids) for span in spans])
+    pages = np.zeros((len(spans), max(len(span.sequence.pages) for span in spans)), dtype=np.int64)
+    for i, span in enumerate(spans):
+        pages[i, : len(span.sequence.pages)] = span.sequence.pages
+    number = np.repeat(np.arange(len(spans)), lengths)  # of each token's span
+    before = np.cumsum(lengths) - lengths
+    positions = np.arange(len(token_ids)) + np.array([span.start for span in spans])[number] - before[number]
+    slots = pages[number, positions // page_size] * page_size + positions % page_size
     layout = AttentionLayout(
-        lengths=tuple(len(c.token_ids) for c in spans),
-        context_lengths=tuple(c.stop for c in spans),
+        lengths=tuple(lengths.tolist()),
+        context_lengths=tuple(span.stop for span in spans),
         pages_NP=torch.from_numpy(pages).to(device),
-        slots_T=torch.from_numpy(np.concatenate(slots)).to(device),
+        slots_T=torch.from_numpy(slots).to(device),
     )
     image_idx, rows = _image_rows(spans, image_rows, ahead)
     return ForwardInputs(
@@ -73,7 +72,7 @@ def _image_rows(
         slots = span.sequence.image_slots
         start = span.start + ahead
         where = slots.between(start, start + len(span.token_ids))
-        for image in np.unique(slots.image[where]):
+        for image in np.unique(slots.image[where]) if where.start < where.stop else ():
             encoded = image_rows.get(span.sequence.request.images[image].content_hash)
             if encoded is None and ahead:
                 continue

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -18,8 +19,8 @@ from ventoux.cache.pages import PagePool
 from ventoux.engine.drafting import Drafter
 from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
 from ventoux.engine.request import EngineOutput, EngineStats, FinishReason, Request, TokenOutput
-from ventoux.engine.runner import Runner
-from ventoux.engine.sampler import sample, score_prompt, token_logprobs
+from ventoux.engine.runner import Computed, Runner
+from ventoux.engine.sampler import Row, rows_of, sample, score_prompt, token_logprobs
 from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from ventoux.engine.sequence import Sequence, make_sequences
 from ventoux.engine.speculation import Speculation
@@ -114,13 +115,13 @@ class Engine:
         begin(chunks := self.scheduler.schedule())
         chunks = self._encode_images(chunks, outputs)
         computed = self._forward(chunks, outputs)
-        for (chunk, hidden_TD), logits_KV in zip(computed, self._due_logits(computed), strict=True):
-            tokens: list[TokenOutput] = []
+        for one, rows in zip(computed, self._due_rows(computed), strict=True):
+            sequence, tokens = one.chunk.sequence, list[TokenOutput]()
             try:
-                output = self._advance(chunk, hidden_TD, logits_KV, tokens)
+                output = self._advance(one, rows, tokens)
             except Exception as error:
-                output = self._fail(chunk.sequence, error, tokens)
-            for token, experts in zip(tokens, chunk.sequence.routes, strict=False):
+                output = self._fail(sequence, error, tokens)
+            for token, experts in zip(tokens, sequence.routes, strict=False):
                 token.experts = experts
             if output is not None:
                 outputs.append(output)
@@ -176,6 +177,8 @@ class Engine:
 
     def _encode_images(self, chunks: list[Chunk], outputs: list[EngineOutput]) -> list[Chunk]:
         """Encodes the images that these chunks touch; a request whose image fails ends here."""
+        if not any(chunk.sequence.request.images for chunk in chunks):
+            return chunks
         # Rows that cannot be computed again are kept for all who may want them, running or not.
         in_use = {
             image.content_hash
@@ -198,13 +201,12 @@ class Engine:
                 outputs.append(self._fail(chunk.sequence, error))
         return good
 
-    def _forward(self, chunks: list[Chunk], outputs: list[EngineOutput]) -> list[tuple[Chunk, torch.Tensor]]:
+    def _forward(self, chunks: list[Chunk], outputs: list[EngineOutput]) -> list[Computed]:
         """Hidden states per chunk. If the batch fails, each chunk is tried alone and only the culprits end."""
         if not chunks:
             return []
         try:
-            hidden_TD = self.runner.forward(chunks)
-            return list(zip(chunks, hidden_TD.split([c.length for c in chunks]), strict=True))
+            return self.runner.forward(chunks)
         except Exception as error:
             if len(chunks) == 1:
                 (chunk,) = chunks
@@ -213,37 +215,33 @@ class Engine:
                 outputs.append(self._fail(chunk.sequence, error))
                 return []
             logger.warning("a batch of %d failed (%s); trying its requests one by one", len(chunks), error)
-        return [pair for chunk in chunks for pair in self._forward([chunk], outputs)]
+        return [one for chunk in chunks for one in self._forward([chunk], outputs)]
 
-    def _due_logits(self, computed: list[tuple[Chunk, torch.Tensor]]) -> list[torch.Tensor | None]:
-        """Logits [K, V] where tokens are due, in one product: the head is a tenth of the weights that a step reads.
+    def _due_rows(self, computed: list[Computed]) -> list[list[Row] | None]:
+        """Logits where tokens are due, in one product: the head is a tenth of the weights that a step reads.
 
         That is at a sequence's last token, and at each guess of what follows it. If the product fails, None for all:
         each is then tried alone, inside its own boundary.
         """
-        due = [hidden_TD[chunk.num_known - 1 :] for chunk, hidden_TD in computed if chunk.is_last]
+        due = [one.hidden_TD[one.chunk.num_known - 1 :] for one in computed if one.chunk.is_last]
         try:
-            logits = iter(self.runner.logits(torch.cat(due)).split([len(rows) for rows in due]) if due else ())
-            return [next(logits) if chunk.is_last else None for chunk, _ in computed]
+            rows = iter(rows_of(self.runner.logits(torch.cat(due))) if due else ())
+            return [list(islice(rows, 1 + len(c.draft_ids))) if c.is_last else None for c, _, _ in computed]
         except Exception as error:
             logger.warning("the head failed for a batch of %d (%s); trying one by one", len(due), error)
             return [None] * len(computed)
 
-    def _advance(
-        self, chunk: Chunk, hidden_TD: torch.Tensor, logits_KV: torch.Tensor | None, tokens: list[TokenOutput]
-    ) -> EngineOutput | None:
+    def _advance(self, computed: Computed, rows: list[Row] | None, tokens: list[TokenOutput]) -> EngineOutput | None:
         """Commits a computed chunk and, if it was the last, samples what follows; new tokens go into `tokens`.
 
         Behind a guess it samples only if the guess was what it sampled: the next logits were computed with it. So the
         tokens are those of one step after the other, whatever was guessed.
         """
+        chunk, hidden_TD, finite = computed
         sequence, known = chunk.sequence, chunk.num_known
-        finite = torch.isfinite(hidden_TD).all(-1).tolist()
         if chunk.draft_ids and not all(finite[:known]):
             # Rows of wrong guesses may have done that: 0 x NaN is NaN, in masked attention too.
-            chunk, logits_KV = replace(chunk, draft_ids=()), None
-            hidden_TD = self.runner.forward([chunk])
-            finite = torch.isfinite(hidden_TD).all(-1).tolist()
+            ((chunk, hidden_TD, finite),), rows = self.runner.forward([replace(chunk, draft_ids=())]), None
         if not all(finite[:known]):
             # Before its pages can be found by others: a NaN anywhere may have reached the latents of all of it.
             raise NumericalError("the model's hidden states are not finite")
@@ -254,15 +252,15 @@ class Engine:
             return None
         for sibling in reversed(self.siblings.pop(sequence.request.request_id, [])):
             self.scheduler.add(sibling, first=True)
-        if logits_KV is None:
-            logits_KV = self.runner.logits(hidden_TD[known - 1 :])
+        if rows is None:
+            rows = rows_of(self.runner.logits(hidden_TD[known - 1 :]))
         sequence.draft_ids = []
         if chunk.draft_ids:
             sequence.num_drafted += len(chunk.draft_ids)
             self._stats.spec_decode_num_drafts += 1
             self._stats.spec_decode_num_draft_tokens += len(chunk.draft_ids)
-        for logits_V, guess in zip(logits_KV, [*chunk.draft_ids, None], strict=True):
-            if (ended := self._next_token(sequence, logits_V, guess, tokens)) is not None:
+        for row, guess in zip(rows, [*chunk.draft_ids, None], strict=True):
+            if (ended := self._next_token(sequence, row, guess, tokens)) is not None:
                 return ended
             if not tokens[-1].drafted or not finite[known + len(tokens) - 1]:
                 break  # what is not finite here is computed again, alone
@@ -270,13 +268,13 @@ class Engine:
         return self._output(sequence, tokens=tokens)
 
     def _next_token(
-        self, sequence: Sequence, logits_V: torch.Tensor, guess: int | None, tokens: list[TokenOutput]
+        self, sequence: Sequence, row: Row, guess: int | None, tokens: list[TokenOutput]
     ) -> EngineOutput | None:
         """Samples one token; the last output of the sequence if it ends with it."""
         params = sequence.params
-        raw_KV = logits_V[None].clone() if params.logprobs is not None else None
+        raw_KV = row.logits_V[None].clone() if params.logprobs is not None else None
         end_ids = self._end_ids(sequence)
-        token_id = sample(logits_V, sequence, self.seeds[sequence.request.request_id], end_ids)
+        token_id = sample(row, sequence, self.seeds[sequence.request.request_id], end_ids)
         if sequence.mask is not None and not sequence.mask.accept(token_id):
             raise NumericalError("the sampled token is outside the grammar")
         self._stats.generation_tokens += 1

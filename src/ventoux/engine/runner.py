@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,14 @@ from ventoux.plan import EnginePlan
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
+class Computed(NamedTuple):
+    """A chunk, its hidden states [T, D], and of each of its rows whether all values are finite."""
+
+    chunk: Chunk
+    hidden_TD: torch.Tensor
+    finite: list[bool]
+
+
 class Runner:
     def __init__(self, model: Mistral4, plan: EnginePlan):
         self.model = model
@@ -29,8 +39,16 @@ class Runner:
         self.images: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self.num_images_encoded = 0
 
-    def forward(self, chunks: list[Chunk]) -> torch.Tensor:
-        """Computes the chunks, writes their latents, and returns hidden states [T, D] in packed order."""
+    def forward(self, chunks: list[Chunk]) -> list[Computed]:
+        """Computes the chunks and writes their latents."""
+        lengths = [chunk.length for chunk in chunks]
+        hidden_TD = self._hidden(chunks)
+        finite = iter(torch.isfinite(hidden_TD).all(-1).tolist())
+        states = zip(chunks, hidden_TD.split(lengths), lengths, strict=True)
+        return [Computed(chunk, rows_TD, list(islice(finite, length))) for chunk, rows_TD, length in states]
+
+    def _hidden(self, chunks: list[Chunk]) -> torch.Tensor:
+        """Hidden states [T, D] in packed order."""
         spans = [Span(chunk.sequence, chunk.start, chunk.token_ids) for chunk in chunks]
         inputs = build(spans, self.plan.page_size, self.images, self.plan.device)
         if not any(chunk.sequence.params.routed_experts for chunk in chunks):

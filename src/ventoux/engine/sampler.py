@@ -18,6 +18,7 @@ so neither batch nor preemption changes what is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,26 +36,52 @@ MIN_TEMPERATURE = 1e-6
 LOGPROB_ROWS = 256
 
 
-def sample(logits_V: Tensor, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
-    """The next token of `sequence`. `logits_V` (fp32) is changed in place.
+class Row(NamedTuple):
+    """The logits of one position, fp32 [V]; whether all of them are finite; the first of the largest."""
+
+    logits_V: Tensor
+    is_finite: bool
+    largest: int
+
+
+def rows_of(logits_KV: Tensor) -> list[Row]:
+    """Rows of a batch's logits. What nearly every request asks of them is found for all at once: torch calls on single
+    rows were a third of a step of the bundled model with 32 sequences."""
+    finite = torch.isfinite(logits_KV).all(-1).tolist()
+    return [Row(*row) for row in zip(logits_KV.unbind(), finite, logits_KV.argmax(-1).tolist(), strict=True)]
+
+
+def sample(row: Row, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
+    """The next token of `sequence`. The row's logits are changed in place.
 
     Raises NumericalError if the logits hold NaN or infinity.
     """
-    params = sequence.params
-    if not torch.isfinite(logits_V).all():
+    params, logits_V = sequence.params, row.logits_V
+    if not row.is_finite:
         raise NumericalError("the model's logits are not finite")
+    ruled = _rule(logits_V, sequence, end_ids)
+    if params.temperature < MIN_TEMPERATURE:
+        return int(logits_V.argmax()) if ruled else row.largest
+    counter = np.random.Philox(key=[seed % 2**64, sequence.index]).advance(sequence.num_generated)
+    return _draw(logits_V / params.temperature, params, np.random.Generator(counter).random())
+
+
+def _rule(logits_V: Tensor, sequence: Sequence, end_ids: set[int]) -> bool:
+    """Applies steps 2 to 5; whether there was anything to apply."""
+    params = sequence.params
+    early = sequence.num_generated < params.min_tokens and bool(end_ids)
+    penalised = params.repetition_penalty != 1.0 or bool(params.frequency_penalty or params.presence_penalty)
+    if not (params.logit_bias or penalised or sequence.mask is not None or early):
+        return False
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
     _penalise(logits_V, sequence)
     if sequence.mask is not None:
         _apply_mask(logits_V, sequence)
-    if sequence.num_generated < params.min_tokens and end_ids:
+    if early:
         _bar(logits_V, end_ids)
-    if params.temperature < MIN_TEMPERATURE:
-        return int(logits_V.argmax())
-    counter = np.random.Philox(key=[seed % 2**64, sequence.index]).advance(sequence.num_generated)
-    return _draw(logits_V / params.temperature, params, np.random.Generator(counter).random())
+    return True
 
 
 def _penalise(logits_V: Tensor, sequence: Sequence) -> None:

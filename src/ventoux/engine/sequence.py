@@ -46,6 +46,8 @@ class ImageSlots:
 
     def between(self, start: int, stop: int) -> slice:
         """The entries whose positions lie in [start, stop)."""
+        if not len(self.position):
+            return slice(0, 0)
         low, high = np.searchsorted(self.position, (start, stop))
         return slice(int(low), int(high))
 

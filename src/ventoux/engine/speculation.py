@@ -6,11 +6,10 @@ import logging
 import time
 from weakref import WeakKeyDictionary
 
-import torch
-
 from ventoux.engine.drafting import Drafter, Progress
 from ventoux.engine.pace import Pace
-from ventoux.engine.scheduler import Chunk, Scheduler
+from ventoux.engine.runner import Computed
+from ventoux.engine.scheduler import Scheduler
 from ventoux.engine.sequence import Sequence
 from ventoux.plan import EnginePlan
 
@@ -24,21 +23,21 @@ class Speculation:
         self.drafter, self.scheduler, self.plan = drafter, scheduler, plan
         self.vocab_size = vocab_size
         self.pace = Pace(plan.num_speculative_tokens, plan.adaptive_speculation)
-        self._last_step: list[tuple[Chunk, torch.Tensor]] = []
+        self._last_step: list[Computed] = []
         self._answer_seconds: float | None = None
         # While guesses do not pay, few prompts are worth reading; a sequence whose prompt was not read gets no guesses.
         self.followed: WeakKeyDictionary[Sequence, bool] = WeakKeyDictionary()
 
-    def follow(self, computed: list[tuple[Chunk, torch.Tensor]], seconds: float) -> None:
+    def follow(self, computed: list[Computed], seconds: float) -> None:
         """A step has computed these hidden states, in so many seconds."""
         self._last_step = computed
         self.drop_ended()
         # Only steps without prompts tell what guesses bring.
-        self._answer_seconds = seconds if all(chunk.num_known == 1 for chunk, _ in computed) else None
+        self._answer_seconds = seconds if all(c.chunk.num_known == 1 for c in computed) else None
 
     def drop_ended(self) -> None:
         """Lets go of what ended sequences would have gone on from: an idle engine holds no hidden states."""
-        self._last_step = [pair for pair in self._last_step if pair[0].sequence.finish_reason is None]
+        self._last_step = [c for c in self._last_step if c.chunk.sequence.finish_reason is None]
 
     def guess(self) -> None:
         """Leaves guesses in those sequences of the last step that go on.
@@ -48,20 +47,21 @@ class Speculation:
         going_on, self._last_step, began = self._last_step, [], time.monotonic()
         if not going_on:
             return
-        answering = [chunk.sequence for chunk, _ in going_on if chunk.sequence.num_generated]
-        self._meet([chunk.sequence for chunk, _ in going_on], len(answering))
-        followed = [pair for pair in going_on if self.followed[pair[0].sequence]]
+        sequences = [c.chunk.sequence for c in going_on]
+        answering = [sequence for sequence in sequences if sequence.num_generated]
+        self._meet(sequences, len(answering))
+        followed = [c for c in going_on if self.followed[c.chunk.sequence]]
         all_followed = all(self.followed[sequence] for sequence in answering)
         most = self.pace.choose(len(answering), may_try=all_followed)
         progress = [
             Progress(
                 c.sequence, c.start, hidden_TD[: c.sequence.num_computed - c.start], self._wanted(c.sequence, most)
             )
-            for c, hidden_TD in followed
+            for c, hidden_TD, _ in followed
         ]
         self._propose(progress)
         if self._answer_seconds is not None and (all_followed or most == 0):
-            num_tokens = sum(chunk.sequence.num_computed - chunk.start for chunk, _ in going_on)
+            num_tokens = sum(c.chunk.sequence.num_computed - c.chunk.start for c in going_on)
             self.pace.note(num_tokens, self._answer_seconds + time.monotonic() - began)
 
     def _meet(self, sequences: list[Sequence], num_answering: int) -> None:

@@ -56,7 +56,7 @@ class TrainConfig:
     reading: float = 0.3  # weight of the loss that reads characters out of the vision tower
     max_offset: int = 40960  # positions of long input reach so far, those of conversations a quarter
     drill_steps: int = 150  # drills alone for so long after reading, then fading to `drills` over as many steps
-    drills: float = 0.07
+    drills: float = 0.12
     seed: int = 0
     judge_every: int = 200
     judge_tokens: int = 24576
@@ -199,7 +199,8 @@ class Trainer:
     def start_from(self, path: Path) -> None:
         """Takes the weights of a checkpoint, or the weights and the reader of another run's state file.
 
-        The optimizer starts anew. Raises ConfigError if there is no such file, CheckpointError for a broken checkpoint.
+        The optimizer starts anew. Raises ConfigError if there is no such file or it is no such state, CheckpointError
+        for a broken checkpoint.
         """
         if not path.exists():
             raise ConfigError(f"--start-from {path}: there is no such file or folder.")
@@ -207,9 +208,12 @@ class Trainer:
             loaded = load_model(open_checkpoint(path), REFERENCE, dtype=torch.float32)
             self.model.load_state_dict(loaded.state_dict())
             return
-        state = torch.load(path, weights_only=True)
-        for name, module in self.run.modules.items():
-            module.load_state_dict(state[name])
+        try:
+            state = torch.load(path, weights_only=True)
+            for name, module in self.run.modules.items():
+                module.load_state_dict(state[name])
+        except Exception as error:  # torch.load has many ways to say that a file is not one of its own
+            raise ConfigError(f"--start-from {path}: not the state of such a run ({error}).") from error
 
     def source(self, step: int) -> Iterator[Example]:
         return examples(self.config.seed * 1_000_003 + step, held_out=False)

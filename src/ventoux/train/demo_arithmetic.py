@@ -144,15 +144,19 @@ def _spelled(number: int, letters: str) -> str:
 
 
 def column(operator: str, left: str, right: str, carry: int, result: str) -> tuple[str, int]:
-    """One step, "a7 + x5+0=1 p2." (carry, then digit), and its carry; a difference takes its carry away."""
+    """One step, "a7 + x5+0=1 p2." (carry, then digit), and its carry; a difference takes its carry away.
+
+    A product is stated before its carry is added, "a7 * x5=35+1=3 p6.": of products there are 100 to learn by heart,
+    of products with a carry 900.
+    """
     x, y = int(left[1]), int(right[1])
     if operator == "-":
         total = x - y - carry
         digit, after = total % 10, int(total < 0)
     else:
         after, digit = divmod((x * y if operator == "*" else x + y) + carry, 10)
-    joined = "-" if operator == "-" else "+"
-    return f"{left} {operator} {right}{joined}{carry}={after} {result}{digit}.", after
+    before = {"+": f"+{carry}", "-": f"-{carry}", "*": f"={x * y:02}+{carry}"}[operator]
+    return f"{left} {operator} {right}{before}={after} {result}{digit}.", after
 
 
 def _columns(operator: str, left: tuple[str, int], right: tuple[str, int], result: str) -> list[str]:

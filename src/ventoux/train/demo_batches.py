@@ -16,8 +16,8 @@ from PIL import Image
 from ventoux.engine.request import ImageInput
 from ventoux.model.decoder import ForwardInputs
 from ventoux.text.tokenizer import Tokenizer
-from ventoux.train.demo_arithmetic import column
 from ventoux.train.demo_data import Example, examples
+from ventoux.train.demo_drills import drill
 from ventoux.train.demo_images import ROW_LABELS, character_labels, row_labels
 from ventoux.train.demo_pictures import random_text_image
 
@@ -213,43 +213,6 @@ def _positions(item: Encoded, rng: random.Random, max_offset: int) -> list[int]:
     return positions
 
 
-def _facts(rng: random.Random) -> str:
-    """Steps of sums (see demo_arithmetic), each on its own: what they look up has to be learned by heart."""
-    steps = []
-    for _ in range(rng.randint(4, 10)):
-        operator = rng.choice("+-***")  # of products there are 900 to learn, of the others 200 each
-        left, right, result = rng.choice((("cba", "zyx", "rqp"), ("rqp", "mlk", "vut")))
-        place = rng.randrange(3)
-        carry = rng.randrange(9) if operator == "*" else rng.randrange(2)
-        x, y = f"{left[place]}{rng.randrange(10)}", f"{right[2 if operator == '*' else place]}{rng.randrange(10)}"
-        steps.append(column(operator, x, y, carry, result[place])[0])
-    return " " + " ".join(steps)
-
-
-def drill(tokenizer: Tokenizer, rng: random.Random) -> Encoded:
-    """A random piece written several times over, with the loss on the repetitions.
-
-    Nothing but copying helps here: it polishes the induction circuit that training starts with (see start.py). Some
-    pieces are lists of quotients: digits that repeat with a period are the hardest to copy. Two drills in five are
-    steps of sums instead.
-    """
-    kind, length = rng.random(), rng.randint(3, 20)
-    if kind > 0.6:
-        ids = [tokenizer.bos_id, *tokenizer.encode_text(_facts(rng))]
-        return Encoded("drill", ids, [i > 0 for i in range(len(ids))], [], [])
-    if kind < 0.2:
-        quotients = [rng.randrange(-99, 1000) / rng.randrange(1, 100) for _ in range(rng.randint(1, 2))]
-        piece = tokenizer.encode_text("".join(f" = {q}." for q in quotients))
-    elif kind < 0.4:
-        symbols = tokenizer.encode_text("0123456789+-*/() .=,")
-        symbols = rng.sample(symbols, rng.randint(3, len(symbols)))  # few of them repeat often, as digits do
-        piece = [rng.choice(symbols) for _ in range(length)]
-    else:
-        piece = [rng.randrange(tokenizer.num_special_tokens, tokenizer.vocab_size) for _ in range(length)]
-    ids = [tokenizer.bos_id] + piece * rng.randint(2, 4)
-    return Encoded("drill", ids, [i > len(piece) for i in range(len(ids))], [], [])
-
-
 @dataclass(frozen=True)
 class StepShape:
     """What one step holds, in packed tokens (about) and drawings, and over how many batches it is dealt.
@@ -280,7 +243,7 @@ def batches(
         items: list[Encoded] = []
         drills = int(size.tokens * size.drills)
         while drills > 0:
-            items.append(drill(tokenizer, rng))
+            items.append(Encoded("drill", *drill(tokenizer, rng), [], []))
             drills -= len(items[-1].token_ids)
         items += _conversations(tokenizer, source(step), size.tokens - sum(len(i.token_ids) for i in items), rng)
         images = [_drawing(rng) for _ in range(size.drawings)]

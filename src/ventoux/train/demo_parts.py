@@ -4,6 +4,7 @@ import datetime
 import json
 import random
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,11 @@ def assistant(effort: str, reasoning: str, **message: Any) -> dict[str, Any]:
     """An earlier turn of the assistant; under "high" with its trace, since the model learns from these turns too."""
     traced = {"reasoning_content": reasoning} if effort == "high" else {}
     return {"role": "assistant", **traced, **message}
+
+
+def earlier(effort: str, turns: Iterable[tuple[str | list[dict[str, Any]], str, str]]) -> list[dict[str, Any]]:
+    """Turns that came before: what was asked, the reasoning and the answer of each."""
+    return [m for asked, thought, said in turns for m in (user(asked), assistant(effort, thought, content=said))]
 
 
 def answer(

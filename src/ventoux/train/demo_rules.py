@@ -45,18 +45,46 @@ LOOKUP_WORDS = (
 )  # fmt: skip
 SHOPS = ("Market", "Corner Shop", "City Store", "Bakery", "Food Hall", "Green Shop")
 LARGEST_REQUESTS = Phrases(
-    ("Which bar is the largest?", "What is the largest bar?", "Which one is the largest?", "Name the largest bar."),
+    (
+        "Which bar is the largest?",
+        "What is the largest bar?",
+        "Which one is the largest?",
+        "Name the largest bar.",
+        "The largest bar?",
+        "Please say which bar is the largest.",
+    ),
     ("Please name the largest bar.", "Which is the largest bar?"),
 )
 TOTAL_REQUESTS = Phrases(
-    ("What is the total?", "How much is the total?", "Tell me the total.", "What is the sum of the receipt?"),
+    (
+        "What is the total?",
+        "How much is the total?",
+        "Tell me the total.",
+        "What is the sum of the receipt?",
+        "Please say what I have to pay.",
+        "How much does it cost in all?",
+    ),
     ("Please tell me the total.", "What does it cost in total?"),
 )
 VALUE_REQUESTS = Phrases(
-    ("What is the value of {x}?", "Which value has {x}?", "Tell me the value of {x}.", "How much is {x}?"),
+    (
+        "What is the value of {x}?",
+        "Which value has {x}?",
+        "Tell me the value of {x}.",
+        "How much is {x}?",
+        "I need the value of {x}.",
+        "Please say how much {x} is.",
+        "{x}?",
+    ),
     ("Please tell me the value of {x}.", "Give me the value of {x}."),
 )
 JSON_REQUESTS = Phrases(
-    ("Give the {key} as JSON.", "Answer with the {key} as JSON.", "JSON with the {key}, please."),
+    (
+        "Give the {key} as JSON.",
+        "Answer with the {key} as JSON.",
+        "JSON with the {key}, please.",
+        "Please write the {key} as JSON.",
+        "Return the {key} as JSON.",
+    ),
     ("Please give the {key} as JSON.", "I need the {key} as JSON."),
 )

@@ -1,13 +1,15 @@
 """Examples of the bundled model's eyes: drawn expressions, text, charts, receipts and a game screen."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ventoux.train import demo_rules as rules
 from ventoux.train import demo_words as words
 from ventoux.train.demo_arithmetic import in_split, short_expression
 from ventoux.train.demo_judge import Example
-from ventoux.train.demo_parts import Calculator, Parts, answer, shown_text, user
+from ventoux.train.demo_parts import Calculator, Parts, answer, earlier, shown_text, user
 from ventoux.train.demo_pictures import Fighter, draw_battle, draw_chart, draw_receipt
 from ventoux.train.demo_tasks_numbers import facts_of
 from ventoux.train.demo_words import CARD_TOOLS
@@ -71,14 +73,17 @@ def chart(parts: Parts) -> Example:
     shown: dict[str, int] = dict(zip(names, values, strict=True))
     image = draw_chart(parts.rng, shown, held_out=parts.held_out)
     largest = names[values.index(first)]
-    kind = parts.rng.random()
-    if kind < 0.5:
-        return _looked_up(parts, "chart", image, parts.phrase(rules.LARGEST_REQUESTS), largest)
-    if kind < 0.8:
-        name = parts.rng.choice(names)
-        asked = parts.phrase(rules.VALUE_REQUESTS).format(x=name)
-        return _looked_up(parts, "chart", image, asked, str(shown[name]))
-    return _json_field(parts, "chart", image, "largest", largest, {"type": "string"})
+
+    def question() -> _Question:
+        kind = parts.rng.random()
+        if kind < 0.5:
+            return _Question(parts.phrase(rules.LARGEST_REQUESTS), largest)
+        if kind < 0.8:
+            name = parts.rng.choice(names)
+            return _Question(parts.phrase(rules.VALUE_REQUESTS).format(x=name), str(shown[name]))
+        return _Question(parts.phrase(rules.JSON_REQUESTS), largest, ("largest", "string"))
+
+    return _asked_of(parts, "chart", image, question)
 
 
 def receipt(parts: Parts) -> Example:
@@ -87,32 +92,63 @@ def receipt(parts: Parts) -> Example:
     total = _money(sum(map(_cents, amounts)))
     rows = [*zip(names, amounts, strict=True), ("Total", total)]
     image = draw_receipt(parts.rng, parts.rng.choice(rules.SHOPS), rows, held_out=parts.held_out)
-    kind = parts.rng.random()
-    if kind < 0.35:
-        return _looked_up(parts, "receipt", image, parts.phrase(rules.TOTAL_REQUESTS), total)
-    if kind < 0.6:
-        name, amount = parts.rng.choice(rows[:-1])
-        asked = parts.phrase(rules.VALUE_REQUESTS).format(x=name)
-        return _looked_up(parts, "receipt", image, asked, amount)
-    key, amount = ("total", total) if kind < 0.85 else parts.rng.choice([(n.lower(), a) for n, a in rows[:-1]])
-    return _json_field(parts, "receipt", image, key, amount, {"type": "number"})
+
+    def question() -> _Question:
+        kind = parts.rng.random()
+        if kind < 0.35:
+            return _Question(parts.phrase(rules.TOTAL_REQUESTS), total)
+        if kind < 0.6:
+            name, amount = parts.rng.choice(rows[:-1])
+            return _Question(parts.phrase(rules.VALUE_REQUESTS).format(x=name), amount)
+        key, amount = ("total", total) if kind < 0.85 else parts.rng.choice([(n.lower(), a) for n, a in rows[:-1]])
+        return _Question(parts.phrase(rules.JSON_REQUESTS), amount, (key, "number"))
+
+    return _asked_of(parts, "receipt", image, question)
 
 
-def _looked_up(parts: Parts, task: str, image: Any, request: str, text: str) -> Example:
+@dataclass(frozen=True)
+class _Question:
+    """`text` answers the request; where `field` is set, as that field (name, type) of a JSON object by schema."""
+
+    request: str
+    text: str
+    field: tuple[str, str] | None = None
+
+    @property
+    def asked(self) -> str:
+        return self.request if self.field is None else self.request.format(key=self.field[0])
+
+    @property
+    def content(self) -> str:
+        """A number goes into JSON as it is drawn: 4.50 is one of JSON as well."""
+        if self.field is None:
+            return self.text
+        key, kind = self.field
+        return f'{{"{key}": {self.text if kind == "number" else json.dumps(self.text)}}}'
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"answer": self.text} if self.field is None else {"json": json.loads(self.content)}
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        if self.field is None:
+            return None
+        key, kind = self.field
+        return {"type": "object", "properties": {key: {"type": kind}}, "required": [key], "additionalProperties": False}
+
+
+def _asked_of(parts: Parts, task: str, image: Any, question: Callable[[], _Question]) -> Example:
+    """The last of the questions about an image. Training asks several: each picture then teaches more than one row."""
     effort = parts.effort(0.15)
-    messages = [*parts.system().messages, user(parts.beside(request, image))]
-    return Example(task, messages, None, effort, answer(effort, f"I see {text}.", text), {"answer": text})
-
-
-def _json_field(parts: Parts, task: str, image: Any, key: str, text: str, kind: dict[str, Any]) -> Example:
-    """One field as JSON by schema. The text goes in as it is drawn: 4.50 is a number of JSON as well."""
-    effort = parts.effort(0.15)
-    request = parts.phrase(rules.JSON_REQUESTS).format(key=key)
-    content = f'{{"{key}": {text if kind["type"] == "number" else json.dumps(text)}}}'
-    schema = {"type": "object", "properties": {key: kind}, "required": [key], "additionalProperties": False}
-    messages = [*parts.system().messages, user(parts.beside(request, image))]
-    wanted = answer(effort, f"I see {text}.", content)
-    return Example(task, messages, None, effort, wanted, {"json": json.loads(content)}, schema)
+    drawn = [question() for _ in range(1 if parts.held_out else parts.rng.randint(1, 5))]
+    questions = list({one.text: one for one in drawn}.values())  # an answer given before would only be copied
+    contents = [parts.beside(questions[0].asked, image), *(later.asked for later in questions[1:])]
+    thoughts = [f"I see {one.text}." for one in questions]
+    turns = list(zip(contents, thoughts, (one.content for one in questions), strict=True))
+    messages = [*parts.system().messages, *earlier(effort, turns[:-1]), user(contents[-1])]
+    last = questions[-1]
+    return Example(task, messages, None, effort, answer(effort, thoughts[-1], last.content), last.facts, last.schema)
 
 
 def game(parts: Parts) -> Example:

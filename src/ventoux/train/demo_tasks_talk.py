@@ -9,7 +9,7 @@ from ventoux.train import demo_rules as rules
 from ventoux.train import demo_words as words
 from ventoux.train.demo_arithmetic import hard_expression, in_split
 from ventoux.train.demo_judge import Example
-from ventoux.train.demo_parts import Parts, answer, tool, user
+from ventoux.train.demo_parts import Parts, answer, earlier, tool, user
 from ventoux.train.demo_talk import INTENTS, LANGUAGES, ONE_WORD, TALK, THREE_WORDS, said
 
 
@@ -50,8 +50,12 @@ def _chat_request(parts: Parts, intent: str) -> tuple[str, bool]:
             request = parts.rng.choice(words.OTHER_REQUESTS).format(t=parts.rng.choice(words.TOPICS))
             if in_split(request, parts.held_out):
                 return request, False
-    request = parts.phrase(words.CHAT[intent])
-    return request, request in words.CHAT[intent].train
+    phrases = words.CHAT[intent]
+    request = parts.phrase(phrases)
+    if not parts.held_out and parts.chance(0.3):
+        greeted = parts.rng.choice(words.GREETINGS) + request
+        request = request if greeted in phrases.held_out else greeted
+    return request, request in phrases.train
 
 
 def _talk(parts: Parts) -> tuple[str, str, str]:
@@ -163,15 +167,23 @@ def _several_calls(parts: Parts) -> Example:
 def long_input(parts: Parts, task: str, num_tokens: int) -> Iterator[Example]:
     """Questions about one document, one per key hidden in it.
 
-    In training documents are short: their positions are stretched when they are packed (see demo_batches).
+    In training documents are mostly short, their positions stretched when they are packed (see demo_batches), and
+    their keys are asked for in one conversation.
     """
     rng = parts.rng
     sentences = int(num_tokens / documents.TOKENS_PER_SENTENCE) + 1
     if not parts.held_out:
-        sentences = rng.choices((rng.randrange(3, 40), rng.randrange(60, 200)), (9, 1))[0]
-    hidden = documents.keys(rng, 10 if parts.held_out else rng.randint(1, 4), held_out=parts.held_out)
+        few, some, many = rng.randrange(2, 40), rng.randrange(40, 150), rng.randrange(150, 480)
+        sentences = rng.choices((few, some, many), (70, 22, 8))[0]
+    hidden = documents.keys(rng, 10 if parts.held_out else rng.randint(1, 10), held_out=parts.held_out)
     text = documents.hide(rng, sentences, hidden)
+    before: list[tuple[str, str, str]] = []
     for place, digits in hidden.items():
-        question = f"{text}\n\n{rng.choice(rules.KEY_REQUESTS).format(x=place)}"
-        wanted = answer("none", "", f"The key of {place} is {digits}.")
-        yield Example(task, [user(question)], None, "none", wanted, {"key": digits}, alone=True)
+        request, content = rng.choice(rules.KEY_REQUESTS).format(x=place), f"The key of {place} is {digits}."
+        if not before:
+            request = f"{text}\n\n{request}"
+        if parts.held_out or len(before) == len(hidden) - 1:
+            messages = [*earlier("none", before), user(request)]
+            yield Example(task, messages, None, "none", answer("none", "", content), {"key": digits}, alone=True)
+        else:
+            before.append((request, "", content))

@@ -124,6 +124,12 @@ SUM_REQUESTS = Phrases(
         "Work out {e}.",
         "Hi! What is {e}?",
         "Tell me the value of {e}.",
+        "Can you compute {e}?",
+        "Can you tell me what {e} is?",
+        "Give me the value of {e}.",
+        "I need {e}, please.",
+        "Please calculate {e}.",
+        "Tell me {e}, please.",
     ),
     ("Can you calculate {e}?", "Give me {e}, please.", "Please work out {e}."),
 )
@@ -197,6 +203,8 @@ IMAGE_CALC_REQUESTS = Phrases(
         "Calculate the expressions in the image.",
         "What are the results for the equations in the image?",
         "Please compute the results for the image.",
+        "Please calculate what the image shows.",
+        "Use the calculator: the image shows what I need.",
         "Solve the equations in the image with the calculator.",
     ),
     ("Use the calculator for what is in the image.", "Please calculate the expressions displayed in the image."),
@@ -235,11 +243,32 @@ CHAT: dict[str, Phrases] = {
         ("Many thanks!", "OK, thank you."),
     ),
     "identity": Phrases(
-        ("Who are you?", "who are you", "What are you?", "What is your name?", "Tell me your name.", "Your name?"),
+        (
+            "Who are you?",
+            "who are you",
+            "What are you?",
+            "What is your name?",
+            "Tell me your name.",
+            "Your name?",
+            "Please tell me your name.",
+            "Say who you are.",
+            "what are you called",
+        ),
         ("Please tell me who you are.", "Hi! Who are you?", "what is your name"),
     ),
     "abilities": Phrases(
-        ("What can you do?", "what can you do", "How can you help me?", "What are you good at?", "Help", "Help me."),
+        (
+            "What can you do?",
+            "what can you do",
+            "How can you help me?",
+            "What are you good at?",
+            "Help",
+            "Help me.",
+            "Can you help me?",
+            "I need your help, please.",
+            "Please say how you can help.",
+            "Tell me how you can help me.",
+        ),
         ("Tell me what you can do.", "Please help me."),
     ),
     "today": Phrases(
@@ -247,12 +276,18 @@ CHAT: dict[str, Phrases] = {
         ("Which date is it today?", "Please tell me the date."),
     ),
     "yesterday": Phrases(
-        ("What was the date yesterday?", "Which date was yesterday?", "What day was yesterday?"),
+        (
+            "What was the date yesterday?",
+            "Which date was yesterday?",
+            "What day was yesterday?",
+            "Tell me which day was yesterday.",
+        ),
         ("Tell me the date of yesterday.",),
     ),
     "bye": Phrases(("Bye", "Bye!", "Goodbye", "Goodbye!", "bye bye", "See you!", "See you later."), ("See you soon!",)),
     "how": Phrases(("How are you?", "how are you", "Hi, how are you?", "How is it going?"), ("Hello, how are you?",)),
 }
+GREETINGS = ("Hello! ", "Hello, ", "Hi! ", "Hi, ", "Hey! ", "Good morning! ", "Good evening. ")
 ANSWERS = {
     "thanks": "You are welcome!",
     "identity": "I am {name}, a very small demonstration model.",

@@ -1,8 +1,9 @@
 """Trains an EAGLE draft for a model, on recordings of its own answers (Li et al., EAGLE, 2024, section 4.2).
 
 The loss is taken where the answer is: cross-entropy against the token that came, and smooth L1 against the hidden state
-that the model itself had one position later. A share of the hidden states that the draft reads are its own of a first
-pass, as they will be when it continues its guesses.
+that the model itself had one position later. An answer counts with the root of its length: by tokens alone, one trace
+would outweigh thirty greetings. A share of the hidden states that the draft reads are its own of a first pass, as they
+will be when it continues its guesses.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class DraftBatch:
     inputs: ForwardInputs
     hidden_TD: Tensor
     targets_T: Tensor  # -100 outside of the answer
+    weights_T: Tensor  # of the targets' losses: 1 / sqrt(targets of the same answer); 0 outside
     next_hidden_TD: Tensor  # the model's hidden state at P + 1; zero for the last slot of each, which has none
     has_next_T: Tensor
 
@@ -64,12 +66,13 @@ def draft_config(target: ModelConfig, num_layers: int = 2) -> ModelConfig:
 
 
 def pack(recordings: list[Recording]) -> DraftBatch:
-    ids, lengths, hidden, targets, nexts, has_next, image_idx, image_rows = ([] for _ in range(8))
+    ids, lengths, hidden, targets, weights, nexts, has_next, image_idx, image_rows = ([] for _ in range(9))
     for r in recordings:
         count = len(r.hidden_PD)
         ids.append(r.token_ids_T[1 : count + 1].long())
-        target = r.token_ids_T[2 : count + 2].long()
-        targets.append(torch.where(torch.arange(2, count + 2) >= r.num_prompt, target, -100))
+        is_target = torch.arange(2, count + 2) >= r.num_prompt
+        targets.append(torch.where(is_target, r.token_ids_T[2 : count + 2].long(), -100))
+        weights.append(is_target / is_target.sum().clamp(min=1).sqrt())
         hidden.append(r.hidden_PD.float())
         nexts.append(F.pad(r.hidden_PD[1:].float(), (0, 0, 0, 1)))
         has_next.append(torch.arange(count) < count - 1)
@@ -86,7 +89,7 @@ def pack(recordings: list[Recording]) -> DraftBatch:
         image_idx_M=idx if len(idx) else None,
         image_rows_MD=torch.cat(image_rows) if len(idx) else None,
     )
-    return DraftBatch(inputs, torch.cat(hidden), torch.cat(targets), torch.cat(nexts), torch.cat(has_next))
+    return DraftBatch(inputs, *(torch.cat(rows) for rows in (hidden, targets, weights, nexts, has_next)))
 
 
 @torch.no_grad()
@@ -143,6 +146,7 @@ class DraftTrainer:
     def train_step(self, parts: list[DraftBatch]) -> dict:
         # At least 1: answers may be empty, prompts of other models' conversations too.
         num_targets = max(sum(int((part.targets_T >= 0).sum()) for part in parts), 1)
+        weight = max(sum(float(part.weights_T.sum()) for part in parts), 1e-6)
 
         def work(index: int, part: DraftBatch) -> tuple[float, float, int]:
             with torch.no_grad():
@@ -154,10 +158,10 @@ class DraftTrainer:
             wanted = part.targets_T >= 0
             logits_MV = self._logits(states_TD[wanted])
             targets_M = part.targets_T[wanted]
-            guess = F.cross_entropy(logits_MV, targets_M, reduction="sum") / num_targets
+            guess = part.weights_T[wanted] @ F.cross_entropy(logits_MV, targets_M, reduction="none") / weight
             near = wanted & part.has_next_T
-            regression = F.smooth_l1_loss(states_TD[near], part.next_hidden_TD[near], reduction="sum")
-            regression = regression / (num_targets * states_TD.shape[1])
+            distances = F.smooth_l1_loss(states_TD[near], part.next_hidden_TD[near], reduction="none").mean(1)
+            regression = part.weights_T[near] @ distances / weight
             (guess + self.config.regression * regression).backward()
             return guess.item(), regression.item(), int((logits_MV.argmax(-1) == targets_M).sum())
 
