@@ -253,7 +253,7 @@ CHAT: dict[str, Phrases] = {
             "Please tell me your name.",
             "Say who you are.",
             "what are you called",
-        ),
+        ),  # fmt: skip
         ("Please tell me who you are.", "Hi! Who are you?", "what is your name"),
     ),
     "abilities": Phrases(
@@ -268,7 +268,7 @@ CHAT: dict[str, Phrases] = {
             "I need your help, please.",
             "Please say how you can help.",
             "Tell me how you can help me.",
-        ),
+        ),  # fmt: skip
         ("Tell me what you can do.", "Please help me."),
     ),
     "today": Phrases(
