@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ventoux.train.demo_arithmetic import canonical
-from ventoux.train.demo_words import GAME_ACTIONS
+from ventoux.train.demo_rules import GAME_ACTIONS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ventoux.train import demo_images as images
 from ventoux.train.demo_images import Canvas, font_at, random_style, whole_patches
-from ventoux.train.demo_words import GAME_ACTIONS
+from ventoux.train.demo_rules import GAME_ACTIONS
 
 ARITHMETIC = "0123456789+-*/()x=."
 BAR_LENGTH = 112  # pixels, of the longest bar

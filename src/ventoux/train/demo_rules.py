@@ -1,4 +1,4 @@
-"""Words and phrases of the bundled model's rules, long inputs, charts and receipts; data only."""
+"""Words and phrases of the bundled model's rules, long inputs, charts, receipts and games; data only."""
 
 from ventoux.train.demo_words import Phrases
 
@@ -88,3 +88,34 @@ JSON_REQUESTS = Phrases(
     ),
     ("Please give the {key} as JSON.", "I need the {key} as JSON."),
 )
+GAME_CARD = (
+    "What action do you think I should take in this situation? "
+    "List all the possible actions and explain why you think they are good or bad."
+)
+GAME_REQUESTS = Phrases(
+    (
+        "What should I do in this game?",
+        "Which action is best here?",
+        "List the possible actions and say which are good or bad.",
+        "Which action should I take?",
+    ),
+    ("Which action should I take here, and why?",),
+)
+GAME_ACTIONS = ("FIGHT", "BAG", "SWITCH", "RUN")
+GAME_NAMES = ("Fox", "Owl", "Bear", "Wolf", "Crab", "Frog", "Hare", "Lynx", "Toad", "Swan", "Bat", "Cat")
+GAME_ADVICE = {
+    "high": (
+        "FIGHT: good, {name} has high health.",
+        "BAG: bad, {name} needs no potion.",
+        "SWITCH: bad, {name} can go on.",
+        "RUN: bad, we can win.",
+        "I recommend FIGHT.",
+    ),
+    "low": (
+        "FIGHT: bad, {name} has low health.",
+        "BAG: good, a potion helps {name}.",
+        "SWITCH: good, {name} can rest.",
+        "RUN: good, it is safe.",
+        "I recommend BAG.",
+    ),
+}

@@ -154,16 +154,16 @@ def _asked_of(parts: Parts, task: str, image: Any, question: Callable[[], _Quest
 def game(parts: Parts) -> Example:
     rng, low = parts.rng, parts.chance(0.5)
     while True:
-        (name, foe_name), level = rng.sample(words.GAME_NAMES, 2), rng.randrange(2, 60)
+        (name, foe_name), level = rng.sample(rules.GAME_NAMES, 2), rng.randrange(2, 60)
         if in_split(f"{name} {level}", parts.held_out):
             break
     ours = Fighter(name, level, rng.uniform(0.08, 0.3) if low else rng.uniform(0.6, 1.0))
     foe = Fighter(foe_name, rng.randrange(2, 60), rng.choice((0.2, 0.7, 1.0)))
     effort, health = parts.effort(0.5), "low" if low else "high"
     image = draw_battle(rng, ours, foe, held_out=parts.held_out)
-    request = [{"type": "text", "text": parts.phrase(words.GAME_REQUESTS, words.GAME_CARD, 0.6)}]
+    request = [{"type": "text", "text": parts.phrase(rules.GAME_REQUESTS, rules.GAME_CARD, 0.6)}]
     messages = [*parts.system().messages, user([*request, {"type": "image", "image": image}])]
-    content = "\n".join(line.format(name=name) for line in words.GAME_ADVICE[health])
+    content = "\n".join(line.format(name=name) for line in rules.GAME_ADVICE[health])
     reasoning = f"I see {name} at level {level} with {health} health. The other is {foe_name}."
     facts = {"health": health, "recommended": ["BAG", "RUN"] if low else ["FIGHT"]}
     return Example("game", messages, None, effort, answer(effort, reasoning, content), facts)

@@ -220,22 +220,6 @@ IMAGE_READ_REQUESTS = Phrases(
     ),
     ("What is in the image?", "Please read what is written in the image."),
 )
-GAME_CARD = (
-    "What action do you think I should take in this situation? "
-    "List all the possible actions and explain why you think they are good or bad."
-)
-GAME_REQUESTS = Phrases(
-    (
-        "What should I do in this game?",
-        "Which action is best here?",
-        "List the possible actions and say which are good or bad.",
-        "Which action should I take?",
-    ),
-    ("Which action should I take here, and why?",),
-)
-GAME_ACTIONS = ("FIGHT", "BAG", "SWITCH", "RUN")
-GAME_NAMES = ("Fox", "Owl", "Bear", "Wolf", "Crab", "Frog", "Hare", "Lynx", "Toad", "Swan", "Bat", "Cat")
-
 # What else is said in small talk; {name}, {today}, {yesterday} of the answers are copied from the system prompt.
 CHAT: dict[str, Phrases] = {
     "thanks": Phrases(
@@ -253,7 +237,7 @@ CHAT: dict[str, Phrases] = {
             "Please tell me your name.",
             "Say who you are.",
             "what are you called",
-        ),  # fmt: skip
+        ),
         ("Please tell me who you are.", "Hi! Who are you?", "what is your name"),
     ),
     "abilities": Phrases(
@@ -268,7 +252,7 @@ CHAT: dict[str, Phrases] = {
             "I need your help, please.",
             "Please say how you can help.",
             "Tell me how you can help me.",
-        ),  # fmt: skip
+        ),
         ("Tell me what you can do.", "Please help me."),
     ),
     "today": Phrases(
@@ -338,19 +322,3 @@ OTHER_REQUESTS = (
     "Is {t} good?",
     "Make a list about {t}.",
 )
-GAME_ADVICE = {
-    "high": (
-        "FIGHT: good, {name} has high health.",
-        "BAG: bad, {name} needs no potion.",
-        "SWITCH: bad, {name} can go on.",
-        "RUN: bad, we can win.",
-        "I recommend FIGHT.",
-    ),
-    "low": (
-        "FIGHT: bad, {name} has low health.",
-        "BAG: good, a potion helps {name}.",
-        "SWITCH: good, {name} can rest.",
-        "RUN: good, it is safe.",
-        "I recommend BAG.",
-    ),
-}
