@@ -105,6 +105,7 @@ def test_an_error_in_the_middle_keeps_what_came(page):
     page.locator("#log .content").get_by_text("Half an").wait_for()
     page.locator("#log .note").get_by_text("The engine restarts.").wait_for()
     ask(page, "Hello!")
+    page.locator(".message").nth(3).wait_for()
     assert page.locator(".message").count() == 4
 
 
