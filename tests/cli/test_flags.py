@@ -284,3 +284,22 @@ def test_configuration_files_that_cannot_be_used(content, tmp_path, capsys):
     file.write_bytes(content)
     assert main(["serve", "--config", str(file)]) == 2
     assert "--config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--reading-steps", -1),
+        ("--drill-steps", -1),
+        ("--drawings-per-step", -2),
+        ("--tokens-per-step", 0),
+        ("--learning-rate", -0.1),
+        ("--steps", 0),
+        ("--num-threads", 0),
+    ],
+)
+def test_training_refuses_counts_that_are_none(ventoux, tmp_path, flag, value):
+    """Catches a run that goes wrong hours later, or a traceback from the middle of it."""
+    status, _, told = ventoux("train", "demo", "--out", tmp_path / "run", f"{flag}={value}")
+    assert status == 2 and flag in told and "at least" in told
+    assert not (tmp_path / "run").exists()

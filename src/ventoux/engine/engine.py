@@ -177,8 +177,8 @@ class Engine:
 
     def _encode_images(self, chunks: list[Chunk], outputs: list[EngineOutput]) -> list[Chunk]:
         """Encodes the images that these chunks touch; a request whose image fails ends here."""
-        if not any(chunk.sequence.request.images for chunk in chunks):
-            return chunks
+        if len(self.runner.images) <= self.plan.image_cache_size and not any(c.sequence.request.images for c in chunks):
+            return chunks  # nothing to encode, and nothing to let go of
         # Rows that cannot be computed again are kept for all who may want them, running or not.
         in_use = {
             image.content_hash
