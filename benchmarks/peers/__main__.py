@@ -26,6 +26,7 @@ from ventoux.hardware import probe_hardware
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "peers"
+NAMES = sorted(path.parent.name for path in HERE.glob("*/__main__.py"))
 # What a whole round of one engine may take, whatever its cases' limits come to.
 ROUND_SECONDS = 1800
 
@@ -51,8 +52,7 @@ def main() -> int:
     models = BUILD / "models" / args.size
     print(f"writing synthetic weights: {args.size}", flush=True)
     weights.write(args.size, models)
-    found = [Peer(path.parent.name) for path in sorted(HERE.glob("*/__main__.py"))]
-    peers = [peer for peer in found if args.only is None or peer.name in (*args.only, "ventoux")]
+    peers = [Peer(name) for name in NAMES if args.only is None or name in (*args.only, "ventoux")]
     for peer in peers:
         _prepare(peer, models)
     torch.set_num_threads(args.threads)
@@ -81,9 +81,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--note", default="")
     args = parser.parse_args()
-    known = {path.parent.name for path in HERE.glob("*/__main__.py")}
-    if unknown := sorted(set(args.only or ()) - known):
-        parser.error(f"--only {','.join(unknown)}: there are {', '.join(sorted(known))}.")
+    if unknown := sorted(set(args.only or ()).difference(NAMES)):
+        parser.error(f"--only {','.join(unknown)}: there are {', '.join(NAMES)}.")
     if min(args.rounds, args.new_tokens, args.threads, args.seconds) <= 0:
         parser.error("--rounds, --new-tokens, --threads and --seconds must be positive.")
     return args

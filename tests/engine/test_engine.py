@@ -232,3 +232,15 @@ def test_images_without_pixels_survive_preemption_and_a_full_cache():
     assert engine.stats().num_preemptions > 0
     assert [[tokens(outputs[n, 0])] for n in names] == expected
     assert engine.stats().num_images_encoded == 4 and not engine.runner.images.keys() - {image(4, 5, 3).content_hash}
+
+
+def test_steps_without_images_let_go_of_those_that_nobody_needs():
+    """Catches a shortcut for words alone that keeps a burst of pictures in memory until the next picture."""
+    engine = tiny_engine(image_cache_size=1)
+    asked = [
+        request([*image_tokens(2, 2 + i), 1001], f"i{i}", [image(2, 2 + i, seed=i)], max_tokens=2) for i in range(3)
+    ]
+    run(engine, asked)
+    assert engine.stats().num_images_encoded == 3
+    run(engine, [request(prompt(5, 1), "words", max_tokens=2)])
+    assert len(engine.runner.images) == 1
