@@ -81,6 +81,7 @@ class Runtime {
   }
 
   int num_threads() const { return pool_.num_threads(); }
+  size_t scratch_bytes() const { return pool_.scratch_bytes(); }
 
   void rms_norm(RowsTuple x, RowsTuple w, float eps, RowsTuple out) {
     call([&] { kernels_.rms_norm(pool_, rows(x), rows(w), eps, rows(out)); });
@@ -180,6 +181,7 @@ NB_MODULE(_native, m) {
   nb::class_<Runtime>(m, "Runtime")
       .def(nb::init<int, const std::string&>())
       .def_prop_ro("num_threads", &Runtime::num_threads)
+      .def_prop_ro("scratch_bytes", &Runtime::scratch_bytes)
       .def("rms_norm", &Runtime::rms_norm)
       .def("linear", &Runtime::linear)
       .def("route", &Runtime::route)

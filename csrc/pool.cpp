@@ -103,4 +103,10 @@ void* Pool::scratch(int slot, size_t bytes) {
   return memory;
 }
 
+size_t Pool::scratch_bytes() const {
+  size_t bytes = 0;
+  for (const auto& [memory, size] : scratch_) bytes += size;
+  return bytes;
+}
+
 }  // namespace ventoux

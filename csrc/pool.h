@@ -35,6 +35,7 @@ class Pool {
 
   // Memory that lives until the next call with the same slot, 64-byte aligned. One operator runs at a time.
   void* scratch(int slot, size_t bytes);
+  size_t scratch_bytes() const;  // of all slots
 
   std::mutex& in_use() { return in_use_; }
 

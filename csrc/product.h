@@ -80,7 +80,8 @@ struct Vectors {
     Element* data;
     int64_t cols, width;    // width: from one row to the next
     const int64_t* row_of;  // where activation p lies; null: at p
-    FixedRows fixed;        // the same for NVFP4 weights
+    FixedBlock* fixed;      // the same for NVFP4 weights
+    int64_t fixed_width;    // in blocks
     int64_t index(int64_t p) const { return row_of ? row_of[p] : p; }
     Element* row(int64_t p) const { return data + index(p) * width; }
   };
@@ -97,7 +98,7 @@ struct Vectors {
     // Another 64 bytes: rows a power of two apart would fall into the same few places of a cache.
     const int64_t width = padded(cols) + 64 / int64_t(sizeof(Element));
     void* memory = pool.scratch(slot, size_t(count * width) * sizeof(Element));
-    return {static_cast<Element*>(memory), cols, width, nullptr, {}};
+    return {static_cast<Element*>(memory), cols, width, nullptr, nullptr, 0};
   }
   // Columns first .. first + count - 1 of activations p .. p + here - 1.
   static void put(const Operand& to, int64_t p, int here, int64_t first, int64_t count, const float* values,
@@ -113,13 +114,10 @@ struct Vectors {
   static void finish(Pool& pool, Operand& in, int64_t count, const Cols& cols_of, bool codes) {
     if constexpr (!A::kTakesNvfp4) {
       if (!codes) return;
-      const int64_t row_blocks = fixed_blocks(in.cols);
-      const size_t bytes = size_t(count * row_blocks) * sizeof(FixedBlock);
-      char* memory = static_cast<char*>(pool.scratch(kFixed, bytes + size_t(count) * sizeof(float)));
-      in.fixed = {reinterpret_cast<FixedBlock*>(memory), reinterpret_cast<float*>(memory + bytes), row_blocks};
-      run_rows(pool, count, [&](int64_t p) {
-        in.fixed.units[p] = fix_row(in.data + p * in.width, cols_of(p), in.fixed.blocks + p * row_blocks);
-      });
+      in.fixed_width = fixed_blocks(in.cols);
+      in.fixed = static_cast<FixedBlock*>(pool.scratch(kFixed, size_t(count * in.fixed_width) * sizeof(FixedBlock)));
+      run_rows(pool, count,
+               [&](int64_t p) { fix_row(in.data + p * in.width, cols_of(p), in.fixed + p * in.fixed_width); });
     }
   }
   template <class Group>
@@ -145,12 +143,8 @@ struct Vectors {
    private:
     void fixed_dots(const Operand& in, int64_t p, int here, float* out, int64_t ld) const {
       const FixedBlock* rows[kGroup];
-      float units[kGroup];
-      for (int m = 0; m < here; ++m) {
-        rows[m] = in.fixed.blocks + in.index(p + m) * in.fixed.row_blocks;
-        units[m] = in.fixed.units[in.index(p + m)];
-      }
-      code_dots(weight, first, count, here, rows, units, out, ld);
+      for (int m = 0; m < here; ++m) rows[m] = in.fixed + in.index(p + m) * in.fixed_width;
+      code_dots(weight, first, count, here, rows, out, ld);
       scale_rows(weight, first, count, here, out, ld, 1.0f);
     }
   };

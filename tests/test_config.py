@@ -83,6 +83,7 @@ def test_the_longest_sequence_is_what_fits():
         ({"kv_cache_memory": 2**50}, "--kv-cache-memory"),
         ({"kv_cache_memory": 2**20, "num_parameters": BILLIONS, "max_model_len": 64}, "--kv-cache-memory"),
         ({"kv_cache_memory": 10, "max_model_len": 64}, "Not enough memory"),
+        ({"max_num_batched_tokens": 10**9}, "and a step [0-9]{4,}"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(choices, words):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from ventoux.config import EngineConfig, ModelConfig, Speculation, StoredWeights
+from ventoux.config import EngineConfig, ModelConfig, Speculation, StoredWeights, TextConfig
 from ventoux.errors import ConfigError
 from ventoux.hardware import Hardware
 
@@ -34,6 +34,7 @@ class EnginePlan:
     weight_bytes: int
     weight_formats: str
     cache_bytes: int
+    step_bytes: int
 
     def describe(self) -> str:
         lines = [f"  {f.name:<24}{getattr(self, f.name)}" for f in fields(self)]
@@ -49,6 +50,23 @@ BYTES_PER_VALUE = {"bfloat16": 2, "float32": 4}
 FP32_UP_TO_PARAMETERS = 500_000_000
 # The cache that a CPU gets unasked, unless one sequence needs more: memory there is shared with everything else.
 CPU_CACHE_BYTES = 4 * 2**30
+PARTIAL_SUM_BYTES = 80 * 2**20  # csrc/attention.h: 64 MiB, grown by a quarter
+
+
+def scratch_bytes(text: TextConfig, num_tokens: int, value_bytes: int) -> int:
+    """What the native operators (csrc/) hold for a step of `num_tokens`, most of it in fp32: an upper bound."""
+    heads, latent = text.num_attention_heads, text.latent_dim
+    pairs = text.num_experts_per_tok + 1  # of a token and an expert; the shared one has every token
+    inner = max(text.intermediate_size, pairs * text.moe_intermediate_size * max(text.n_shared_experts, 1))
+    widest = max(text.hidden_size, text.q_lora_rank, heads * text.v_head_dim)
+    stacked = 2 * (text.hidden_size + text.q_lora_rank) + heads * (text.qk_head_dim + text.v_head_dim) + latent
+    # Rows as products read them, an MLP's hidden rows or attention's sums, queries, what experts give, normed rows,
+    # and activations of NVFP4 products at 2.5 bytes each. Rows are padded by up to 48 values.
+    split, hidden = widest + 48, max(inner, heads * text.kv_lora_rank, text.n_routed_experts) + pairs * heads * 48
+    fixed = 5 * (max(inner, widest) + pairs * 128) // 8
+    values = split + hidden + heads * (latent + 48) + pairs * text.hidden_size + (text.hidden_size + 48) + fixed
+    # Memory grows in steps of a quarter; attention's partial sums have a limit of their own.
+    return num_tokens * (values * 4 + stacked * value_bytes) * 5 // 4 + PARTIAL_SUM_BYTES
 
 
 def resolve(
@@ -91,8 +109,10 @@ def resolve(
     draft = speculation.draft_weights
     dense_parameters = weights.dense_parameters + draft.dense_parameters
     weight_bytes = dense_parameters * BYTES_PER_VALUE[dtype] + weights.quantized_bytes + draft.quantized_bytes
-    budget = int(available * engine.memory_utilization) - weight_bytes
     text = model.text
+    step_bytes = 4 * engine.max_num_seqs * text.vocab_size  # logits
+    step_bytes += scratch_bytes(text, engine.max_num_batched_tokens, BYTES_PER_VALUE[dtype])
+    budget = int(available * engine.memory_utilization) - weight_bytes - step_bytes
     cached_values = text.cached_values + speculation.draft_cached_values
     page_bytes = cached_values * BYTES_PER_VALUE[kv_dtype] * engine.page_size
     longest = engine.max_model_len or text.max_position_embeddings
@@ -114,13 +134,17 @@ def resolve(
         wanted = f"one sequence of {longest} tokens needs {needed * page_bytes / 2**30:.2f} GiB" if longest else ""
         raise ConfigError(
             f"Not enough memory: {available / 2**30:.1f} GiB are free, the weights take"
-            f" {weight_bytes / 2**30:.1f} GiB, which leaves {have} for the cache{'; ' + wanted if wanted else ''}."
+            f" {weight_bytes / 2**30:.1f} GiB and a step {step_bytes / 2**30:.1f}, which leaves {have} for the cache"
+            f"{'; ' + wanted if wanted else ''}."
             " Lower --max-model-len, raise --memory-utilization, or use a machine with more memory."
         )
-    if device == "cpu" and weight_bytes + num_pages * page_bytes > hardware.memory_bytes:
+    in_all = weight_bytes + step_bytes + num_pages * page_bytes
+    if device == "cpu" and in_all > hardware.memory_bytes:
         # Only an explicit cache size gets here: the share of memory above has room for the weights.
-        wanted = f"{(weight_bytes + num_pages * page_bytes) / 2**30:.1f} GiB"
-        raise ConfigError(f"--kv-cache-memory: weights and cache take {wanted}, more than this machine's memory.")
+        raise ConfigError(
+            f"--kv-cache-memory: weights, cache and a step take {in_all / 2**30:.1f} GiB,"
+            " more than this machine's memory."
+        )
     return EnginePlan(
         dtype=dtype,
         kv_cache_dtype=kv_dtype,
@@ -142,4 +166,5 @@ def resolve(
         weight_bytes=weight_bytes,
         weight_formats=f"{weights.formats}, the rest {dtype}" if weights.formats else dtype,
         cache_bytes=num_pages * page_bytes,
+        step_bytes=step_bytes,
     )

@@ -62,6 +62,8 @@ def test_labels_name_what_is_drawn():
             for one, after in pairwise(held):
                 last = [c for c in one[:4] if c][-1]
                 assert (after[4], one[5]) == (last, after[0]), "what stands before and after"
+            start = [c for cell in held for c in cell[:4] if c][:3]
+            assert all([*cell[-3:]] == start for cell in held), "the first characters of the line"
 
 
 def test_the_largest_bar_is_labelled():

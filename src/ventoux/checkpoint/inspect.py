@@ -177,6 +177,7 @@ def _needs(report: Report) -> Table:
     needs.add_row("weights in memory", size(plan.weight_bytes))
     tokens = plan.num_pages * plan.page_size
     needs.add_row("cache in memory", f"{size(plan.cache_bytes)}: {tokens:,} tokens in all")
+    needs.add_row("a step in memory", f"{size(plan.step_bytes)} at most: {plan.max_num_batched_tokens:,} tokens")
     needs.add_row("longest sequence", f"{plan.max_model_len:,} tokens")
     return needs
 

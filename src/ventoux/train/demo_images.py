@@ -26,8 +26,10 @@ SIGNS = {"×": 96, "÷": 97}
 OUR_HIGH, OUR_LOW, FOE, LARGEST, BAR = 98, 99, 100, 101, 102
 NUM_LABELS = 103
 MAX_IN_ROW, MAX_PLACE = 4, 31  # characters labelled per merged patch, highest place in a line that is told apart
-# Per merged patch: the characters in it, those before and after them in their line, the line, the place in it.
-ROW_LABELS = MAX_IN_ROW + 4
+NUM_NAMING = 3  # characters that tell the lines of charts and receipts apart
+# Per merged patch: the characters in it, those before and after them in their line, the line, the place in it, and the
+# line's first characters, so that an amount is found by its name in one step of attention.
+ROW_LABELS = MAX_IN_ROW + 4 + NUM_NAMING
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,8 @@ def row_labels(image: Image.Image) -> np.ndarray:
             labels[row, col, 0] = label
     for number, line in enumerate(noted.lines):
         seen: dict[tuple[int, int], list[int]] = {}
+        naming = [glyph.label for glyph in line[:NUM_NAMING]]
+        naming += [0] * (NUM_NAMING - len(naming))
         for place, glyph in enumerate(line):
             cell = (int(glyph.middle) // MERGED_PATCH, int(glyph.left + glyph.right) // 2 // MERGED_PATCH)
             seen.setdefault(cell, []).append(place)
@@ -214,5 +218,5 @@ def row_labels(image: Image.Image) -> np.ndarray:
             held = [line[place].label for place in places[:MAX_IN_ROW]]
             around = [line[first - 1].label if first else 0, line[last + 1].label if last + 1 < len(line) else 0]
             held += [0] * (MAX_IN_ROW - len(held))
-            labels[row, col] = [*held, *around, min(number, MAX_PLACE) + 1, min(first, MAX_PLACE) + 1]
+            labels[row, col] = [*held, *around, min(number, MAX_PLACE) + 1, min(first, MAX_PLACE) + 1, *naming]
     return labels.reshape(-1, ROW_LABELS)

@@ -107,6 +107,10 @@ CALC_REQUESTS = Phrases(
         "Hi! What is {e}?",
         "Solve {e}.",
         "With the calculator, work out {e}.",
+        "I would like {e} worked out by the calculator.",
+        "Would you please tell us what {e} gives?",
+        "Let us see {e} computed, please.",
+        "Say what {e} makes in all.",
     ),
     ("Could you compute {e} for me?", "What is the result of {e}?", "Please use the calculator for {e}.", "And {e}?"),
 )
