@@ -1,5 +1,6 @@
 """`ventoux train demo` and `ventoux train draft`: the bundled model, and a draft for any model. An interrupted run
-resumes where it was. `ventoux train plot` draws what a run logged."""
+resumes where it was. `ventoux train mean` averages checkpoints of one training, `ventoux train plot` draws what a run
+logged."""
 
 from __future__ import annotations
 
@@ -52,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plot = kinds.add_parser("plot", help=described, description=described, allow_abbrev=False)
     plot.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the log (default: %(default)s)")
     plot.add_argument("--file", type=Path, default=Path("training.svg"), help="where to draw (default: %(default)s)")
+    described = "the weighted mean of checkpoints that one training went through"
+    mean = kinds.add_parser("mean", help=described, description=described, allow_abbrev=False)
+    mean.add_argument("models", nargs="+", type=Path, metavar="DIR", help="checkpoints of one architecture")
+    mean.add_argument(
+        "--shares", required=True, type=_shares, metavar="X,Y", help="of each in the mean; they add up to 1"
+    )
+    mean.add_argument("--export", required=True, type=Path, metavar="DIR", help="where to write it")
     for kind, out in ((demo, "runs/demo"), (draft, "runs/draft")):
         kind.add_argument(
             "--out", type=Path, default=Path(out), help="folder of the state and the log (default: %(default)s)"
@@ -64,7 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument("--export", type=Path, metavar="DIR", help="write the result there as a checkpoint when done")
 
 
+def _shares(text: str) -> list[float]:
+    return [float(share) for share in text.split(",")]
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.what == "mean":
+        from ventoux.train.export import write_mean
+
+        write_mean(args.models, args.shares, args.export)
+        print(f"wrote {args.export}")
+        return 0
     if args.what == "plot":
         from ventoux.train.plot import plot
 

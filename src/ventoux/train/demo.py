@@ -30,7 +30,7 @@ from ventoux.ops.reference import REFERENCE
 from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo_batches import Batch, StepShape, batches
 from ventoux.train.demo_data import DEFAULT_WEIGHTS, Example, examples
-from ventoux.train.demo_images import NUM_LABELS, ROW_LABELS
+from ventoux.train.demo_images import NUM_LABELS, NUM_NAMING, ROW_LABELS
 from ventoux.train.demo_model import demo_config
 from ventoux.train.run import Run, Schedule
 from ventoux.train.start import initialise
@@ -128,10 +128,15 @@ class Reader(nn.Module):
         self.of_row = nn.Linear(model.config.text.hidden_size, ROW_LABELS * NUM_LABELS)
 
     def loss(self, seen: Seen, batch: Batch) -> Tensor:
-        """Summed over what is labelled, and a quarter of it for what holds nothing, per labelled half patch or row."""
+        """Summed over what is labelled, and a quarter of it for what holds nothing, per labelled half patch or row.
+
+        A line's first characters count twice: they have to be brought over from another patch.
+        """
         losses = []
         for logits, labels in self._logits(seen, batch):
             weights = (labels > 0).float() * 0.75 + 0.25
+            if labels.shape[1] == ROW_LABELS:
+                weights[:, -NUM_NAMING:] *= 2.0
             each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             losses.append((each * weights.flatten()).sum() / weights.sum())
         return torch.stack(losses).sum()

@@ -254,12 +254,12 @@ def batches(
         yield [pack(tokenizer, part, rng, max_offset, drawings[i :: size.batches]) for i, part in enumerate(dealt)]
 
 
-_PICTURES = {"image_calc": 0.2, "image_read": 0.2, "chart": 0.2, "receipt": 0.2, "game": 0.2}
+_PICTURES = {"image_calc": 0.2, "image_read": 0.2, "chart": 0.2, "receipt": 0.3, "game": 0.1}
 
 
 def _drawing(rng: random.Random) -> Image.Image:
-    """Mostly random characters; two in five are what some task would show."""
-    if rng.random() < 0.6:
+    """Two in five are random characters, the others what some task would show."""
+    if rng.random() < 0.4:
         return random_text_image(rng)
     shown = next(examples(rng.getrandbits(32), held_out=False, weights=_PICTURES))
     return next(_drawn(shown.messages))

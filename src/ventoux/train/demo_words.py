@@ -260,7 +260,15 @@ CHAT: dict[str, Phrases] = {
         ("Tell me what you can do.", "Please help me."),
     ),
     "today": Phrases(
-        ("What is the date today?", "Which date is it?", "What day is today?", "Tell me the date.", "What date is it?"),
+        (
+            "What is the date today?",
+            "Which date is it?",
+            "What day is today?",
+            "Tell me the date.",
+            "What date is it?",
+            "What is today's date?",
+            "And which date has this day?",
+        ),
         ("Which date is it today?", "Please tell me the date."),
     ),
     "yesterday": Phrases(
@@ -269,6 +277,9 @@ CHAT: dict[str, Phrases] = {
             "Which date was yesterday?",
             "What day was yesterday?",
             "Tell me which day was yesterday.",
+            "What was yesterday's date?",
+            "I need yesterday's date.",
+            "And which date had the day before?",
         ),
         ("Tell me the date of yesterday.",),
     ),
