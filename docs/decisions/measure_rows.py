@@ -11,8 +11,9 @@ import torch
 
 from ventoux.evals.machine import describe, memory_bandwidth
 from ventoux.hardware import probe_hardware
-from ventoux.ops.cpu import empty, native_operators
+from ventoux.ops.cpu import native_operators
 from ventoux.ops.formats import FP8, GROUP, Fp8Weight, Nvfp4Weight, Weight
+from ventoux.ops.native import empty
 
 ROWS, COLS = 65536, 1024
 REPEATS = 9
