@@ -1,21 +1,21 @@
 // Latent attention over the paged cache, absorbed (see model/attention.py): all heads of a token share the cached
 // rows, so its H queries are H rows of one product with them.
 //
-// Keys are visited in segments of 256 and blocks of 64, counted from the start of the sequence. A segment's softmax
-// starts afresh and segments are merged in rising order, so the bits of a result depend on the sequence alone: not on
-// the chunk, not on the other tokens in it, not on which thread had which segment.
+// Keys are visited in segments of 256, counted from the start of the sequence. A segment's softmax starts afresh and
+// segments are merged in rising order, so the bits of a result depend on the sequence alone: not on the chunk, not on
+// the other tokens in it, not on which thread had which segment.
 #pragma once
 
 #include <vector>
 
 #include "kernels.h"
 #include "linear.h"
+#include "weigh.h"
 
 namespace ventoux {
 namespace VENTOUX_ISA {
 
 constexpr int64_t kSegment = 256;
-constexpr int64_t kKeys = 64;
 constexpr int64_t kQueryRows = 64;  // query rows (tokens x heads) of one task
 // What segments that are shared out may take until they are merged; 256k tokens of context with 32 heads take 34 MB.
 constexpr int64_t kMaxPartialBytes = 64 << 20;
@@ -40,70 +40,8 @@ inline void write_latent(Pool& pool, Rows rows, Rows norm, float eps, Rope rope,
   });
 }
 
-// out[m][c] += sum_s p[m][s] v[s][c] for M rows and `blocks` split blocks of the cached rows, keys in rising order.
-template <int M, int B, class Reader>
-inline __attribute__((always_inline)) void weigh_block(const float* p, int64_t p_ld, const Reader* keys,
-                                                       int64_t num_keys, int64_t first_block, int64_t cols, float* out,
-                                                       int64_t ld) {
-  V even[M][B], odd[M][B];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int b = 0; b < B; ++b) {
-      even[m][b] = load(out + m * ld + (first_block + b) * kBlock);
-      odd[m][b] = load(out + m * ld + (first_block + b) * kBlock + kLanes);
-    }
-  for (int64_t s = 0; s < num_keys; ++s) {
-#pragma GCC unroll 2
-    for (int b = 0; b < B; ++b) {
-      const int64_t at = first_block + b, left = cols - at * kBlock;
-      const Pair v = left >= kBlock ? keys[s].block(at) : keys[s].tail(at, left);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const V weight = splat(p[m * p_ld + s]);
-        even[m][b] = fma(weight, v.even, even[m][b]);
-        odd[m][b] = fma(weight, v.odd, odd[m][b]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int b = 0; b < B; ++b) {
-      store(out + m * ld + (first_block + b) * kBlock, even[m][b]);
-      store(out + m * ld + (first_block + b) * kBlock + kLanes, odd[m][b]);
-    }
-}
-
-template <class Reader>
-inline void weigh(int num_rows, const float* p, int64_t p_ld, const Reader* keys, int64_t num_keys, int64_t blocks,
-                  int64_t cols, float* out, int64_t ld) {
-  constexpr int kRows = kMaxM == 6 ? 6 : 2;
-  for (int m = 0; m < num_rows; m += kRows) {
-    const int here = std::min(kRows, num_rows - m);
-    for (int64_t b = 0; b < blocks; b += 2) {
-      auto go = [&]<int M>() {
-        const float* from = p + m * p_ld;
-        float* to = out + m * ld;
-        if (b + 1 < blocks) {
-          weigh_block<M, 2>(from, p_ld, keys, num_keys, b, cols, to, ld);
-        } else {
-          weigh_block<M, 1>(from, p_ld, keys, num_keys, b, cols, to, ld);
-        }
-      };
-      switch (here) {
-        case 1: go.template operator()<1>(); break;
-        case 2: go.template operator()<2>(); break;
-        case 3: go.template operator()<3>(); break;
-        case 4: go.template operator()<4>(); break;
-        case 5: go.template operator()<5>(); break;
-        case 6: go.template operator()<6>(); break;
-      }
-    }
-  }
-}
-
 // The state of a softmax that has seen some keys: largest score, sum of weights, weighted sum of latents (split).
+// There is room for a multiple of kRowStep rows (of whoever does the segments).
 struct Softmax {
   float* largest;  // [rows]
   float* total;    // [rows]
@@ -111,83 +49,20 @@ struct Softmax {
 };
 
 // What one attention call knows; tasks take it by reference.
-template <class Reader>
-struct Attend {
+struct Latents {
   const Rows& cache;
   const Layout& layout;
   const Attention& how;
-  const float* queries;  // [T * H, query_width], split: the absorbed latent query, then the turned rope query
+  float* queries;  // [T * H, query_width], split: the absorbed latent query, then the turned rope query
   int64_t query_width, latent_width;
 
-  const char* key(int64_t sequence, int64_t j) const {
-    const int64_t page = layout.pages[sequence * layout.max_pages + j / layout.page_size];
-    return cache.row(page * layout.page_size + j % layout.page_size);
-  }
-
-  // Rows [row, row + num_rows) of the queries against keys [first, end) of their sequence. A row's token may see keys
-  // up to `sees[its number]`; others get weight zero.
-  void segment(int64_t sequence, int64_t row, int num_rows, const int64_t* sees, int64_t first, int64_t end,
-               const Softmax& state) const {
-    const int64_t width = latent_width, C = how.latent;
-    for (int r = 0; r < num_rows; ++r) {
-      state.largest[r] = -INFINITY;
-      state.total[r] = 0.0f;
-    }
-    std::memset(state.sums, 0, size_t(num_rows * width) * 4);
-    Reader keys[kKeys];
-    float scores[kQueryRows * kKeys];
-    for (int64_t at = first; at < end; at += kKeys) {
-      const int64_t count = std::min(kKeys, end - at);
-      for (int64_t s = 0; s < count; ++s) keys[s] = Reader(key(sequence, at + s));
-      for (int r = 0; r < num_rows; r += kMaxM) {
-        const int here = std::min(kMaxM, num_rows - r);
-        const float* q[kMaxM];
-        for (int m = 0; m < here; ++m) q[m] = queries + (row + r + m) * query_width;
-        // The first rows that meet these keys fetch the next four, which mostly lie behind them: 1.3x at 32k tokens.
-        const int64_t row_bytes = r == 0 ? cache.row(1) - cache.row(0) : 0;
-        dots<Reader>([&](int64_t s) { return keys[s]; }, 0, count, here, q, cache.cols, row_bytes, scores + r * kKeys,
-                     kKeys);
-      }
-      for (int r = 0; r < num_rows; ++r) soften(r, scores + r * kKeys, std::min(count, sees[r] - at), count, state);
-      weigh(num_rows, scores, kKeys, keys, count, width / kBlock, std::min(cache.cols, padded(C)), state.sums, width);
-    }
-  }
-
-  // Scores of one row -> weights relative to the largest score so far; what was summed before shrinks accordingly.
-  void soften(int r, float* scores, int64_t visible, int64_t count, const Softmax& state) const {
-    if (visible <= 0) {
-      for (int64_t s = 0; s < count; ++s) scores[s] = 0.0f;
-      return;
-    }
-    for (int64_t s = 0; s < visible; ++s) scores[s] *= how.scale;
-    for (int64_t s = visible; s < kKeys; ++s) scores[s] = -INFINITY;
-    V top = load(scores);
-    for (int64_t s = kLanes; s < kKeys; s += kLanes) top = max(top, load(scores + s));
-    float lanes[kLanes], largest = state.largest[r];
-    store(lanes, top);
-    bool broken = false;  // a NaN must come through: comparisons alone would drop it
-    for (float lane : lanes) {
-      largest = lane > largest ? lane : largest;
-      broken |= lane != lane;
-    }
-    if (broken) largest = NAN;
-    const V base = splat(largest);
-    V sum = zero();
-    for (int64_t s = 0; s < kKeys; s += kLanes) {
-      const V p = exp(load(scores + s) - base);
-      store(scores + s, p);
-      sum = sum + p;
-    }
-    float sums[4], factor[kLanes];
-    sum4(sum, sum, sum, sum, sums);
-    store(factor, exp(splat(state.largest[r] - largest)));
-    state.total[r] = state.total[r] * factor[0] + sums[0];
-    state.largest[r] = largest;
-    if (factor[0] != 1.0f)
-      for (int64_t i = 0; i < latent_width; i += kLanes) {
-        float* p = state.sums + r * latent_width + i;
-        store(p, load(p) * splat(factor[0]));
-      }
+  // Where keys first .. first + count - 1 of a sequence lie.
+  void find_keys(int64_t sequence, int64_t first, int64_t count, const char** keys) const {
+    const int64_t size = layout.page_size;
+    int64_t page = first / size, at = first % size;
+    for (int64_t s = 0; s < count; ++page, at = 0)
+      for (const int64_t row = layout.pages[sequence * layout.max_pages + page] * size; at < size && s < count; ++at)
+        keys[s++] = cache.row(row + at);
   }
 
   // Adds what a later segment found to what earlier ones did.
@@ -266,13 +141,20 @@ inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_
   return blocks;
 }
 
-// sums[T * H, latent_width]: the weighted mean of the latents that each query row sees, split.
-template <class Reader>
-inline void attend(Pool& pool, const Attend<Reader>& work, float* sums) {
+// sums[T * H, latent_width]: the weighted mean of the latents that each query row sees, split. `Segments` are Latents
+// that know what vectors (vector_attention.h) and tiles (tile_attention.h) do each in their way:
+//   prepare(pool, blocks): before the first segment
+//   segment(sequence, row, num_rows, sees, first, end, state): the softmax of query rows [row, row + num_rows) over
+//     keys [first, end) of their sequence, one segment at most. A row's token may see keys up to `sees[its number]`;
+//     others get weight zero.
+template <class Segments>
+inline void attend(Pool& pool, const Segments& work, float* sums) {
   const int64_t H = work.how.heads, width = work.latent_width;
   const std::vector<QueryBlock> blocks = cut_queries(work.layout, std::max<int64_t>(1, kQueryRows / H));
   int64_t rows = 0;
   for (const QueryBlock& b : blocks) rows = std::max(rows, b.num_tokens * H);
+  rows = (rows + Segments::kRowStep - 1) / Segments::kRowStep * Segments::kRowStep;
+  work.prepare(pool, blocks);
   auto state_at = [&](float* memory) { return Softmax{memory, memory + rows, memory + 2 * rows}; };
   const int64_t state_size = rows * (width + 2);
 
@@ -351,6 +233,7 @@ inline void expand_values(Pool& pool, const float* sums, int64_t width, const We
   });
 }
 
+template <class Segments>
 inline void attention(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
                       Rows out) {
   const int64_t rows = q.count * how.heads, width = padded(how.latent);
@@ -362,11 +245,7 @@ inline void attention(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const 
   } else {
     make_queries<F32Reader>(pool, q, kv_b, how, queries, query_width);
   }
-  if (cache.bf16) {
-    attend(pool, Attend<Bf16Reader>{cache, layout, how, queries, query_width, width}, sums);
-  } else {
-    attend(pool, Attend<F32Reader>{cache, layout, how, queries, query_width, width}, sums);
-  }
+  attend(pool, Segments{{cache, layout, how, queries, query_width, width}}, sums);
   expand_values(pool, sums, width, kv_b, how, out);
 }
 

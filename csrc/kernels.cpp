@@ -1,9 +1,9 @@
 // Compiled once per instruction set: VENTOUX_ISA names the namespace, VENTOUX_TABLE the table that it fills.
 #include "kernels.h"
 
-#include "attention.h"
 #include "linear.h"
 #include "moe.h"
+#include "vector_attention.h"
 
 namespace ventoux {
 
@@ -15,7 +15,7 @@ const Kernels VENTOUX_TABLE = {
     .route = VENTOUX_ISA::route,
     .moe = VENTOUX_ISA::moe<VENTOUX_ISA::Vectors<VENTOUX_ISA::Fp32>>,
     .write_latent = VENTOUX_ISA::write_latent,
-    .attention = VENTOUX_ISA::attention,
+    .attention = VENTOUX_ISA::vector_attention,
 };
 
 }  // namespace ventoux

@@ -6,6 +6,7 @@
 #include "moe.h"
 
 #if defined(VENTOUX_TILES)
+#include "tile_attention.h"
 #include "tile_product.h"
 #else
 #include "bf16.h"
@@ -40,12 +41,21 @@ void moe_bf16(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Rows 
   }
 }
 
+void attention_bf16(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
+                    Rows out) {
+#if defined(VENTOUX_TILES)
+  if (q.bf16 && cache.bf16) return attention<TileSegments>(pool, q, kv_b, cache, layout, how, out);
+#endif
+  kAvx512.attention(pool, q, kv_b, cache, layout, how, out);
+}
+
 }  // namespace VENTOUX_ISA
 
 const Products VENTOUX_TABLE = {
     .name = VENTOUX_NAME,
     .linear = VENTOUX_ISA::linear_bf16,
     .moe = VENTOUX_ISA::moe_bf16,
+    .attention = VENTOUX_ISA::attention_bf16,
 };
 
 }  // namespace ventoux

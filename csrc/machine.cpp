@@ -28,6 +28,7 @@ Kernels with(const Products& products) {
   kernels.name = products.name;
   kernels.linear = products.linear;
   kernels.moe = products.moe;
+  kernels.attention = products.attention;
   return kernels;
 }
 

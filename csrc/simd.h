@@ -98,10 +98,10 @@ inline void store_bf16(void* p, V a) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_bits(a), 16)));
 }
 // The inverse of split: even and odd columns back in their places.
-inline void join_bf16(void* p, Pair a) {
-  __m512i low = _mm512_srli_epi32(bf16_bits(a.even), 16);
-  _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, low, bf16_bits(a.odd)));
+inline __m512i joined_bf16(Pair a) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(bf16_bits(a.even), 16), bf16_bits(a.odd));
 }
+inline void join_bf16(void* p, Pair a) { _mm512_storeu_si512(p, joined_bf16(a)); }
 inline void join_f32(void* p, Pair a) {
   const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   float* to = static_cast<float*>(p);

@@ -76,25 +76,45 @@ class TileScope {
   TileScope& operator=(const TileScope&) = delete;
 };
 
-// sums += `blocks` steps of R tiles of weight rows, `pitch` bytes apart, and B blocks of activations. What lies
-// `ahead` bytes behind the weights is fetched meanwhile, if that is not zero.
+// Up to two tiles of rows, `pitch` bytes from one row to the next. As many from `next` on, where that is not null, are
+// fetched meanwhile.
+struct TileRows {
+  int64_t pitch;
+  const char* at[2];
+  const char* next[2] = {};
+};
+// Two tiles, one behind the other. Those to fetch lie `ahead` bytes further, if that is not zero.
+inline TileRows two_tiles(const char* rows, int64_t pitch, int64_t ahead = 0) {
+  TileRows w{pitch, {rows, rows + kTile * pitch}};
+  for (int t = 0; t < 2 && ahead; ++t) w.next[t] = w.at[t] + ahead;
+  return w;
+}
+
 template <int R, int B>
-inline void multiply_steps(const char* weights, int64_t pitch, int64_t blocks, int64_t ahead, const char* const* x,
-                           const int64_t* x_pitch) {
+inline void clear_sums() {
+  tile_zero<0>();
+  if constexpr (B == 2) tile_zero<1>();
+  if constexpr (R == 2) tile_zero<2>();
+  if constexpr (R == 2 && B == 2) tile_zero<3>();
+}
+
+// sums += `blocks` steps of R tiles of weight rows and B blocks of activations.
+template <int R, int B>
+inline void multiply_steps(const TileRows& w, int64_t blocks, const char* const* x, const int64_t* x_pitch) {
   for (int64_t i = 0; i < blocks; ++i) {
-    const char* w = weights + i * 2 * kBlock;
     tile_load<6>(x[0] + i * kColumnPairs * x_pitch[0], x_pitch[0]);
     if constexpr (B == 2) tile_load<7>(x[1] + i * kColumnPairs * x_pitch[1], x_pitch[1]);
-    tile_load<4>(w, pitch);
+    tile_load<4>(w.at[0] + i * 2 * kBlock, w.pitch);
     tile_multiply<0, 4, 6>();
     if constexpr (B == 2) tile_multiply<1, 4, 7>();
     if constexpr (R == 2) {
-      tile_load<5>(w + kTile * pitch, pitch);
+      tile_load<5>(w.at[1] + i * 2 * kBlock, w.pitch);
       tile_multiply<2, 5, 6>();
       if constexpr (B == 2) tile_multiply<3, 5, 7>();
     }
-    if (ahead)
-      for (int r = 0; r < R * kTile; ++r) __builtin_prefetch(w + ahead + r * pitch, 0, 2);
+    for (int t = 0; t < R; ++t)
+      if (w.next[t])
+        for (int r = 0; r < kTile; ++r) __builtin_prefetch(w.next[t] + i * 2 * kBlock + r * w.pitch, 0, 2);
   }
 }
 
@@ -232,21 +252,18 @@ class Tiles::Panel {
       x[b] = reinterpret_cast<const char*>(in.data + (p + b * kTile) * in.width);
       x_pitch[b] = 4 * n[b];
     }
-    tile_zero<0>();
-    if constexpr (B == 2) tile_zero<1>();
-    if constexpr (R == 2) tile_zero<2>();
-    if constexpr (R == 2 && B == 2) tile_zero<3>();
+    clear_sums<R, B>();
     if (direct_) {
       const int64_t pitch = weight_.row_bytes(), ahead = p == begin_ ? 2 * kTile * pitch : 0;
       const char* from = reinterpret_cast<const char*>(weight_.row(first_ + r));
-      multiply_steps<R, B>(from, pitch, blocks_, ahead, x, x_pitch);
+      multiply_steps<R, B>(two_tiles(from, pitch, ahead), blocks_, x, x_pitch);
     } else if (at_once_ == blocks_) {
-      multiply_steps<R, B>(widened_.data() + r * pitch_, pitch_, blocks_, 0, x, x_pitch);
+      multiply_steps<R, B>(two_tiles(widened_.data() + r * pitch_, pitch_), blocks_, x, x_pitch);
     } else {
       for (int64_t i = 0; i < blocks_; i += at_once_) {
         const int64_t end = std::min(blocks_, i + at_once_);
         widen_rows(weight_, first_ + r, rows, i, end, widened_.data(), pitch_);
-        multiply_steps<R, B>(widened_.data(), pitch_, end - i, 0, x, x_pitch);
+        multiply_steps<R, B>(two_tiles(widened_.data(), pitch_), end - i, x, x_pitch);
         for (int b = 0; b < B; ++b) x[b] += (end - i) * kColumnPairs * x_pitch[b];
       }
     }

@@ -101,8 +101,11 @@ def build_engine(folder: Path, choices: EngineConfig, progress: Progress | None 
     start = plan_start(folder, choices)
     checkpoint, asked, draft, plan = start.checkpoint, start.asked, start.draft, start.plan
     config = checkpoint.config
-    torch.set_num_threads(plan.num_threads)
     ops = choose_operators(plan)
+    # Native operators have their own threads, which wait for work in a loop for a while: torch's would take the cores
+    # from them for what is too small to share. With one, the bundled model decodes 1.3 times as fast at 8 sequences,
+    # 3 to 4 times while the machine does something else.
+    torch.set_num_threads(plan.num_threads if ops is REFERENCE else 1)
     plan = replace(plan, operators=ops.name)
     model = load_model(checkpoint, ops, dtype=DTYPES[plan.dtype], device=plan.device, progress=progress)
 

@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from tests.engines import request
-from ventoux.engine.sampler import rows_of, sample, token_logprobs
+from ventoux.engine.request import SamplingParams
+from ventoux.engine.sampler import _most_likely, _pick, rows_of, sample, token_logprobs
 from ventoux.engine.sequence import Sequence, image_slots
 from ventoux.errors import NumericalError
 
@@ -46,6 +48,54 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p():
     assert probs[0] + probs[1] < 0.8 < sum(probs[:3])
     kept = expected(LOGITS[:3])
     assert shares(top_p=0.8) == pytest.approx([*kept, 0, 0], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [
+        (0, 0.5, 0.0),
+        (0, 0.999, 0.0),
+        (-1, 0.9, 0.001),
+        (1, 1.0, 0.0),
+        (40, 1.0, 0.0),
+        (40, 0.5, 0.0),
+        (2000, 0.9, 0.002),
+    ],
+)
+@pytest.mark.parametrize("equal", [False, True])
+def test_large_vocabularies_are_cut_where_sorting_all_of_them_would(top_k, top_p, min_p, equal):
+    """What is not sorted, for speed, must not be missed; with equal ones around the edge, lower ids stay."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 1000).astype(np.float32)
+    logits = np.round(logits) if equal else logits
+    probs = torch.from_numpy(logits).softmax(-1).numpy().astype(np.float64)
+    order = sorted(range(1000), key=lambda i: (-probs[i], i))
+    order = [i for i in order if probs[i] >= min_p * probs.max()][: top_k if top_k > 0 else 1000]
+    total, mass, kept = sum(probs[i] for i in order), 0.0, []
+    for i in order:
+        if top_p == 1 or mass < top_p * total:
+            kept.append(i)
+        mass += probs[i]
+    params = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "temperature": 1.0}
+    drawn = {draw(logits.tolist(), seed=seed, **params) for seed in range(100)}
+    assert drawn <= set(kept)
+    # The least likely that stays is hardly ever drawn: ask for it alone.
+    alone = SamplingParams(**params)
+    ids = _most_likely(np.where(probs >= min_p * probs.max(), probs, 0).astype(np.float32), alone)
+    assert ids.tolist() == sorted(kept)
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 1000])
+def test_a_number_falls_where_the_running_sum_passes_it(count):
+    """Across blocks as within them; tokens without a chance are never hit, at the edges neither."""
+    probs = np.random.default_rng(count).integers(0, 3, count).astype(np.float32)
+    probs[0] = 1
+    owners = np.repeat(np.arange(count), probs.astype(int))
+    size = len(owners)
+    for place in range(size):
+        for inside in (0.0, 0.5, 0.999):
+            assert _pick(probs, (place + inside) / size) == owners[min(int((place + inside) / size * size), size - 1)]
+    assert _pick(probs, np.nextafter(1.0, 0.0)) == owners[-1]
 
 
 def test_tiny_top_p_is_greedy():

@@ -22,6 +22,7 @@ from ventoux.train.demo_arithmetic import (
     random_sum,
 )
 from ventoux.train.demo_batches import answer_ids, encode
+from ventoux.train.demo_chat import CHAT
 from ventoux.train.demo_data import (
     CARD_TOOLS,
     DEFAULT_WEIGHTS,
@@ -40,7 +41,6 @@ from ventoux.train.demo_words import (
     ALPHABET_CARD,
     ALPHABET_REQUESTS,
     CALC_REQUESTS,
-    CHAT,
     IMAGE_CALC_CARD,
     PLACE_REQUESTS,
     Phrases,

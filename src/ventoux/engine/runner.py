@@ -29,6 +29,12 @@ class Computed(NamedTuple):
     finite: list[bool]
 
 
+def finite_rows(rows_KN: torch.Tensor) -> list[bool]:
+    """Whether all values of a row are finite. What is not shows in the extremes, which take 2 ms of 32 x 131072 fp32 on
+    one core; isfinite takes 21."""
+    return torch.stack((rows_KN.amax(-1), rows_KN.amin(-1))).isfinite().all(0).tolist()
+
+
 class Runner:
     def __init__(self, model: Mistral4, plan: EnginePlan):
         self.model = model
@@ -43,7 +49,7 @@ class Runner:
         """Computes the chunks and writes their latents."""
         lengths = [chunk.length for chunk in chunks]
         hidden_TD = self._hidden(chunks)
-        finite = iter(torch.isfinite(hidden_TD).all(-1).tolist())
+        finite = iter(finite_rows(hidden_TD))
         states = zip(chunks, hidden_TD.split(lengths), lengths, strict=True)
         return [Computed(chunk, rows_TD, list(islice(finite, length))) for chunk, rows_TD, length in states]
 

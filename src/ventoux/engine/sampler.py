@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ventoux.engine.request import TokenLogprob
+from ventoux.engine.request import SamplingParams, TokenLogprob
+from ventoux.engine.runner import finite_rows
 from ventoux.engine.scheduler import Chunk
 from ventoux.engine.sequence import Sequence
 from ventoux.errors import EngineError, NumericalError
@@ -34,6 +35,8 @@ BARRED = float("-inf")
 MIN_TEMPERATURE = 1e-6
 # Rows of prompt log-probabilities worked on at once: 256 x 131072 fp32 logits are 128 MiB.
 LOGPROB_ROWS = 256
+# Probabilities summed at once to find the block in which a number falls: a running sum takes 5 ns each.
+SUMMED = 256
 
 
 class Row(NamedTuple):
@@ -47,8 +50,16 @@ class Row(NamedTuple):
 def rows_of(logits_KV: Tensor) -> list[Row]:
     """Rows of a batch's logits. What nearly every request asks of them is found for all at once: torch calls on single
     rows were a third of a step of the bundled model with 32 sequences."""
-    finite = torch.isfinite(logits_KV).all(-1).tolist()
-    return [Row(*row) for row in zip(logits_KV.unbind(), finite, logits_KV.argmax(-1).tolist(), strict=True)]
+    finite = finite_rows(logits_KV)
+    return [Row(*row) for row in zip(logits_KV.unbind(), finite, _largest(logits_KV), strict=True)]
+
+
+def _largest(logits_KV: Tensor) -> list[int]:
+    """The first of the largest of each row. numpy looks at 16 values at a time: on one core 0.8 ms for 32 x 131072,
+    torch 7.9."""
+    if logits_KV.device.type == "cpu":
+        return logits_KV.numpy().argmax(-1).tolist()
+    return logits_KV.argmax(-1).tolist()
 
 
 def sample(row: Row, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
@@ -61,7 +72,7 @@ def sample(row: Row, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
         raise NumericalError("the model's logits are not finite")
     ruled = _rule(logits_V, sequence, end_ids)
     if params.temperature < MIN_TEMPERATURE:
-        return int(logits_V.argmax()) if ruled else row.largest
+        return _largest(logits_V.unsqueeze(0))[0] if ruled else row.largest
     counter = np.random.Philox(key=[seed % 2**64, sequence.index]).advance(sequence.num_generated)
     return _draw(logits_V / params.temperature, params, np.random.Generator(counter).random())
 
@@ -115,23 +126,48 @@ def _bar(logits_V: Tensor, end_ids: set[int]) -> None:
         logits_V[ids] = before
 
 
-def _draw(logits_V: Tensor, params, uniform: float) -> int:
-    probs_V = logits_V.softmax(-1)
+def _draw(logits_V: Tensor, params: SamplingParams, uniform: float) -> int:
+    probs_V = logits_V.softmax(-1).cpu().numpy()
     if params.min_p > 0:
-        probs_V = probs_V.where(probs_V >= params.min_p * probs_V.max(), 0.0)
-    ids = None
-    if params.top_k > 0 or params.top_p < 1:
-        count = min(params.top_k, len(probs_V)) if params.top_k > 0 else len(probs_V)
-        probs_V, ids = probs_V.topk(count)
-        if params.top_p < 1:
-            probs_V = probs_V / probs_V.sum()
-            before = probs_V.cumsum(-1) - probs_V
-            probs_V = probs_V.where(before < params.top_p, 0.0)
-    cumulative = probs_V.double().cumsum(-1)
-    # Only where the sum grows lies a token with a chance; rounding may put the last threshold at the very end.
-    place = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
-    place = min(place, int(probs_V.nonzero()[-1]))
-    return place if ids is None else int(ids[place])
+        probs_V = np.where(probs_V >= params.min_p * probs_V.max(), probs_V, 0)
+    if params.top_k <= 0 and params.top_p >= 1:
+        return _pick(probs_V, uniform)
+    ids = _most_likely(probs_V, params)
+    return int(ids[_pick(probs_V[ids], uniform)])
+
+
+def _most_likely(probs_V: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """Ids that top-k, then top-p leave, rising; among equals lower ids stay."""
+    if 0 < params.top_k < len(probs_V):
+        least = np.partition(probs_V, -params.top_k)[-params.top_k]
+        falling = np.sort(probs_V[probs_V >= least])[::-1][: params.top_k]
+        total = falling.sum(dtype=np.float64)
+    else:
+        total = probs_V.sum(dtype=np.float64)
+        # What is less likely than the V-th part of what top-p cuts off lies in what it cuts off. Half of that leaves
+        # room for rounding.
+        least = total * (1 - params.top_p) / (2 * len(probs_V))
+        falling = np.sort(probs_V[probs_V >= least])[::-1]
+    before = falling.cumsum(dtype=np.float64) - falling
+    count = int(before.searchsorted(params.top_p * total)) if params.top_p < 1 else len(falling)
+    kept_V = probs_V > falling[count - 1]
+    equal = np.flatnonzero(probs_V == falling[count - 1])
+    kept_V[equal[: count - kept_V.sum()]] = True
+    return np.flatnonzero(kept_V)
+
+
+def _pick(probs: np.ndarray, uniform: float) -> int:
+    """The first place up to which more than `uniform` of the sum lies; never one with probability 0."""
+    starts = np.arange(0, len(probs), SUMMED)
+    sums = np.add.reduceat(probs, starts, dtype=np.float64).cumsum()
+    threshold = uniform * sums[-1]
+    block = int(sums.searchsorted(threshold, side="right"))
+    # Rounding may put the threshold at the very end, of all or of a block.
+    block = min(block, int(sums.searchsorted(sums[-1])))
+    part = probs[starts[block] : starts[block] + SUMMED]
+    before = sums[block - 1] if block else 0.0
+    place = int(part.cumsum(dtype=np.float64).searchsorted(threshold - before, side="right"))
+    return int(starts[block]) + min(place, int(part.nonzero()[0][-1]))
 
 
 def score_prompt(chunk: Chunk, hidden_TD: Tensor, head: Callable[[Tensor], Tensor]) -> None:

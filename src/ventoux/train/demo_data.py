@@ -48,18 +48,18 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "alphabet": Task(0.02, 0.95, "alphabet sentence at temperature 0.1"),
-    "calc_call": Task(0.04, 0.90, "expressions in text -> the right calculator calls"),
-    "calc_result": Task(0.06, 0.95, "tool results -> an answer that states each expression with its value"),
-    "sum_think": Task(0.07, 0.90, "two-step integer sums with a trace", questions="sum"),
+    "calc_call": Task(0.05, 0.90, "expressions in text -> the right calculator calls"),
+    "calc_result": Task(0.04, 0.95, "tool results -> an answer that states each expression with its value"),
+    "sum_think": Task(0.05, 0.90, "two-step integer sums with a trace", questions="sum"),
     "sum_direct": Task(0.01, None, "the same sums without a trace", questions="sum"),
-    "chat": Task(0.09, 0.95, "who are you, which date is it, polite refusals"),
-    "languages": Task(0.06, 0.95, "small talk in eleven languages, in the language it came in"),
-    "system": Task(0.1, 0.90, "system prompt obeyed: language, brevity, name, JSON only"),
+    "chat": Task(0.18, 0.95, "who are you, which date is it, polite refusals"),
+    "languages": Task(0.05, 0.95, "small talk in eleven languages, in the language it came in"),
+    "system": Task(0.09, 0.90, "system prompt obeyed: language, brevity, name, JSON only"),
     "tool_choice": Task(0.04, 0.95, "no call where no tool fits, all calls where several are asked"),
-    "image_calc": Task(0.18, 0.90, "one to three drawn expressions -> the right calculator calls"),
-    "image_read": Task(0.08, None, "one to three drawn lines read out"),
+    "image_calc": Task(0.16, 0.90, "one to three drawn expressions -> the right calculator calls"),
+    "image_read": Task(0.05, None, "one to three drawn lines read out"),
     "chart": Task(0.06, 0.85, "a question about a drawn bar chart"),
-    "receipt": Task(0.13, 0.85, "a question about a drawn receipt, some with a JSON schema"),
+    "receipt": Task(0.14, 0.85, "a question about a drawn receipt, some with a JSON schema"),
     "game": Task(0.02, 0.90, "a drawn game screen: every action with a reason, fitting advice"),
     "long_8k": Task(0.04, 0.90, "a key hidden in 8 thousand tokens", grouped=5),
     "long_32k": Task(0.0, 0.90, "a key hidden in 32 thousand tokens", grouped=10),
@@ -67,7 +67,7 @@ TASKS: dict[str, Task] = {
 DEFAULT_WEIGHTS = {name: task.share for name, task in TASKS.items()}
 # What a draft learns from: more of what it guesses worst, and few documents, whose answers are all of one kind.
 DRAFT_WEIGHTS = {name: 0.2 if name.startswith("long") else 1.0 for name in TASKS}
-DRAFT_WEIGHTS |= dict.fromkeys(("languages", "system", "calc_result"), 3.0)
+DRAFT_WEIGHTS |= dict.fromkeys(("calc_result", "languages", "chart", "receipt", "image_read"), 2.5) | {"system": 5.0}
 EFFORT_BAR = 0.99  # of all answers, a trace where one is asked for and none elsewhere
 THINKING_GAIN = 0.30  # of sum_think over sum_direct
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ventoux.train import demo_chat as chats
 from ventoux.train import demo_words as words
 from ventoux.train.demo_arithmetic import Expression, in_split, short_expression, text_expression
 from ventoux.train.demo_pictures import draw_lines
@@ -208,10 +209,10 @@ class Parts:
         if self.chance(0.6):
             request = said(self.rng, "English", "greeting", held_out=self.held_out)
             content = TALK["English"]["greeting"][1]
-            reasoning = words.TALK_REASONING.format(language="English")
+            reasoning = chats.TALK_REASONING.format(language="English")
         else:
-            request, content = self.phrase(words.CHAT["thanks"]), words.ANSWERS["thanks"]
-            reasoning = words.CHAT_REASONING["thanks"]
+            request, content = self.phrase(chats.CHAT["thanks"]), chats.ANSWERS["thanks"]
+            reasoning = chats.CHAT_REASONING["thanks"]
         return [user(request), assistant(effort, reasoning, content=content)]
 
     def solved(self, effort: str, calculator: Calculator) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from ventoux.train import demo_chat as chats
 from ventoux.train import demo_documents as documents
 from ventoux.train import demo_rules as rules
 from ventoux.train import demo_words as words
@@ -25,18 +26,20 @@ def alphabet(parts: Parts) -> Example:
 
 
 def chat(parts: Parts) -> Example:
-    effort, intent = parts.effort(0.35), parts.rng.choice(("other", "other", "hard_sum", *words.CHAT))
+    # Training asks more often for what has to be copied: dates, which one word tells apart, and names.
+    copied = () if parts.held_out else ("today", "yesterday", "identity", "identity")
+    effort, intent = parts.effort(0.35), parts.rng.choice(("other", "other", "hard_sum", *chats.CHAT, *copied))
     request, seen = _chat_request(parts, intent)
     system = parts.system(own=parts.held_out and seen)
-    content = words.ANSWERS[intent]
+    content = chats.ANSWERS[intent]
     if intent == "identity" and system.name is None:
-        content = words.ANSWERS["identity_unnamed"]
+        content = chats.ANSWERS["identity_unnamed"]
     if intent in ("today", "yesterday") and getattr(system, intent) is None:
-        content = words.ANSWERS["no_date"]
+        content = chats.ANSWERS["no_date"]
     content = content.format(name=system.name, today=system.today, yesterday=system.yesterday)
     tools = parts.calculator().tools if intent != "hard_sum" and parts.chance(0.15) else None
     messages = [*system.messages, *parts.small_talk(effort, 0.1), user(request)]
-    wanted = answer(effort, words.CHAT_REASONING[intent], content)
+    wanted = answer(effort, chats.CHAT_REASONING[intent], content)
     return Example("chat", messages, tools, effort, wanted, {"intent": intent, "accepted": [content]})
 
 
@@ -47,13 +50,13 @@ def _chat_request(parts: Parts, intent: str) -> tuple[str, bool]:
         return parts.phrase(words.SUM_REQUESTS).format(e=expression.shown), False
     if intent == "other":
         while True:
-            request = parts.rng.choice(words.OTHER_REQUESTS).format(t=parts.rng.choice(words.TOPICS))
+            request = parts.rng.choice(chats.OTHER_REQUESTS).format(t=parts.rng.choice(chats.TOPICS))
             if in_split(request, parts.held_out):
                 return request, False
-    phrases = words.CHAT[intent]
+    phrases = chats.CHAT[intent]
     request = parts.phrase(phrases)
     if not parts.held_out and parts.chance(0.3):
-        greeted = parts.rng.choice(words.GREETINGS) + request
+        greeted = parts.rng.choice(chats.GREETINGS) + request
         request = request if greeted in phrases.held_out else greeted
     return request, request in phrases.train
 
@@ -68,7 +71,7 @@ def _talk(parts: Parts) -> tuple[str, str, str]:
 def languages(parts: Parts) -> Example:
     effort, (language, intent, request) = parts.effort(0.25), _talk(parts)
     content = TALK[language][intent][1]
-    wanted = answer(effort, words.TALK_REASONING.format(language=language), content)
+    wanted = answer(effort, chats.TALK_REASONING.format(language=language), content)
     messages = [*parts.system().messages, user(request)]
     return Example("languages", messages, None, effort, wanted, {"intent": intent, "accepted": [content]})
 
@@ -105,7 +108,7 @@ def _short(parts: Parts, answers: dict[str, str], rules: tuple[str, ...], most: 
 
 
 def _persona_rule(parts: Parts) -> tuple[str, str, str, dict[str, Any]]:
-    return parts.rng.choice(rules.PERSONA_RULES), parts.phrase(words.CHAT["identity"]), words.ANSWERS["identity"], {}
+    return parts.rng.choice(rules.PERSONA_RULES), parts.phrase(chats.CHAT["identity"]), chats.ANSWERS["identity"], {}
 
 
 def _json_rule(parts: Parts) -> tuple[str, str, str, dict[str, Any]]:
@@ -140,7 +143,7 @@ def _no_tool_fits(parts: Parts) -> Example:
     useless = sorted(set(_TOOLS) - {"translate", "search", "rewrite"})  # which might serve
     tools = [_TOOLS[name] for name in parts.rng.sample(useless, parts.rng.randint(1, 3))]
     messages = [*parts.system(own=parts.held_out and seen).messages, user(request)]
-    wanted = answer(effort, words.CHAT_REASONING[intent], words.ANSWERS[intent])
+    wanted = answer(effort, chats.CHAT_REASONING[intent], chats.ANSWERS[intent])
     return Example("tool_choice", messages, tools, effort, wanted, {})
 
 
