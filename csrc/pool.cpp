@@ -13,7 +13,7 @@ namespace ventoux {
 namespace {
 
 // A decode step of a small model dispatches every few microseconds: waking a sleeper costs more than that. After so
-// many turns (some 50 us) a worker sleeps, so that an idle engine costs nothing.
+// many turns (some 100 us) a worker sleeps, so that an idle engine costs nothing.
 constexpr int kSpins = 2000;
 
 inline void relax() {
