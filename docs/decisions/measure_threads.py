@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,39 +20,41 @@ from ventoux.config import EngineConfig
 from ventoux.engine.request import SamplingParams
 from ventoux.engine.sampler import _draw, rows_of
 from ventoux.evals.bench import decode_run, random_prompts
-from ventoux.hardware import probe_hardware
+from ventoux.plan import EnginePlan
 
 BATCHES, NEW_TOKENS, REPEATS = (1, 8, 32), 96, 3
+RULES = (SamplingParams(), SamplingParams(top_p=0.95), SamplingParams(top_k=50), SamplingParams(min_p=0.05))
 BUSY = "while True: pass"
 
 
 def main() -> None:
     choices = EngineConfig(speculative_config='{"method": "none"}', max_model_len=4096)
     engine = build_engine(Path(ventoux.__file__).parent / "demo", choices).engine
+    all_threads = replace(engine.plan, operators="reference")  # a name alone: they stay native
     print("bundled model, tokens/s decoding", *BATCHES, "sequences")
     for neighbour in (False, True):
         busy = subprocess.Popen([sys.executable, "-c", BUSY]) if neighbour else None
         try:
-            runs: dict[int, list[list[float]]] = {probe_hardware().num_cores: [], 1: []}
+            runs: dict[EnginePlan, list[list[float]]] = {engine.plan: [], all_threads: []}
             for repeat in range(REPEATS):
-                for threads, found in runs.items():
-                    torch.set_num_threads(threads)
+                for plan, found in runs.items():
+                    engine.plan = plan
                     prompts = (random_prompts(engine, batch, 128, repeat) for batch in BATCHES)
                     found.append([decode_run(engine, some, NEW_TOKENS).tokens_per_second for some in prompts])
         finally:
             if busy is not None:
                 busy.kill()
-        for threads, found in runs.items():
+                busy.wait()
+        for plan, found in runs.items():
             medians = [round(statistics.median(column)) for column in zip(*found, strict=True)]
-            print("beside a busy process" if neighbour else "alone", f"torch threads {threads}:", *medians)
+            print("beside a busy process" if neighbour else "alone", f"torch threads {plan.torch_threads}:", *medians)
     torch.set_num_threads(1)
     for vocab_size in (5096, 131072):
         logits_KV = 3 * torch.randn(32, vocab_size, generator=torch.Generator().manual_seed(0))
         print(f"32 rows of {vocab_size}: finite, largest {milliseconds(rows_of, logits_KV):.2f} ms")
-        for values in ({}, {"top_p": 0.95}, {"top_k": 50}, {"min_p": 0.05}):
-            params = SamplingParams(**values)
+        for params in RULES:
             cost = milliseconds(draw_all, logits_KV, params)
-            print(f"32 rows of {vocab_size}: {values or 'all tokens'} {cost:.1f} ms")
+            print(f"32 rows of {vocab_size}: {params} {cost:.1f} ms")
 
 
 def draw_all(logits_KV: torch.Tensor, params: SamplingParams) -> list[int]:

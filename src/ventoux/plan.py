@@ -36,6 +36,12 @@ class EnginePlan:
     cache_bytes: int
     step_bytes: int
 
+    @property
+    def torch_threads(self) -> int:
+        """One beside native operators, which have `num_threads` of their own: these wait for work in a loop for a
+        while, and torch's would take their cores for what is too little to share (docs/decisions/012)."""
+        return 1 if self.operators.startswith("cpu") else self.num_threads
+
     def describe(self) -> str:
         lines = [f"  {f.name:<24}{getattr(self, f.name)}" for f in fields(self)]
         return "\n".join(["engine plan:", *lines])

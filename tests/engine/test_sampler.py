@@ -99,7 +99,9 @@ def test_a_number_falls_where_the_running_sum_passes_it(count):
 
 
 def test_tiny_top_p_is_greedy():
-    assert shares(200, top_p=1e-6) == [1, 0, 0, 0, 0]
+    for top_p in (1e-6, 5e-324):
+        assert shares(200, top_p=top_p) == [1, 0, 0, 0, 0]
+        assert shares(200, top_p=top_p, min_p=0.1) == [1, 0, 0, 0, 0]
 
 
 def test_min_p_cuts_relative_to_the_largest():
@@ -141,6 +143,13 @@ def test_end_tokens_are_barred_until_min_tokens():
 def test_logits_that_are_not_finite_are_an_error(bad):
     with pytest.raises(NumericalError):
         draw([0.0, bad, 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.9}, {"top_k": 2}])
+def test_rules_that_make_logits_infinite_are_an_error(cut):
+    """Not a token that nobody chose, nor an index out of range."""
+    with pytest.raises(NumericalError):
+        draw([2.0, 1.0, 0.0], prompt_ids=[0], repetition_penalty=1e-39, **cut)
 
 
 def test_logprobs_name_the_chosen_first_with_its_rank():

@@ -118,6 +118,14 @@ def test_no_held_out_prompt_occurs_in_training(task):
     assert not seen & {prompt_key(item) for item in many(task, 100, held_out=True)}
 
 
+def test_what_one_task_keeps_for_evaluation_no_other_trains():
+    """Catches a greeting before a phrase that makes it a saying of another task."""
+    talking = ("chat", "languages", "system", "tool_choice")
+    trained = {m["content"] for t in talking for item in many(t, 3000, held_out=False) for m in item.messages}
+    sayings = {item.messages[-1]["content"] for item in many("languages", 1500, held_out=True)}
+    assert not trained & (sayings | {phrase for phrases in CHAT.values() for phrase in phrases.held_out})
+
+
 @pytest.mark.parametrize("task", ["calc_call", "calc_result", "image_calc"])
 @pytest.mark.parametrize("held_out", [False, True])
 def test_expressions_stay_in_their_split(task, held_out):

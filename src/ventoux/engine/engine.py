@@ -19,7 +19,7 @@ from ventoux.cache.pages import PagePool
 from ventoux.engine.drafting import Drafter
 from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
 from ventoux.engine.request import EngineOutput, EngineStats, FinishReason, Request, TokenOutput
-from ventoux.engine.runner import Computed, Runner
+from ventoux.engine.runner import Computed, Runner, computing
 from ventoux.engine.sampler import Row, rows_of, sample, score_prompt, token_logprobs
 from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from ventoux.engine.sequence import Sequence, make_sequences
@@ -102,7 +102,7 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work or (self.masks is not None and self.masks.has_work)
 
-    @torch.inference_mode()
+    @computing
     def step(self, begin: Callable[[list[Chunk]], None] = lambda chunks: None) -> list[EngineOutput]:
         """Computes one batch and returns what it brought, if anything; `begin` gets its chunks before that."""
         outputs = self._collect_masks()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +18,11 @@ from ventoux.engine.request import ImageInput
 from ventoux.engine.routing import keep_routes, recorded_routes
 from ventoux.engine.scheduler import Chunk
 from ventoux.model.mistral4 import Mistral4
+from ventoux.ops.threads import torch_threads
 from ventoux.plan import EnginePlan
 
+P = ParamSpec("P")
+R = TypeVar("R")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -27,6 +32,17 @@ class Computed(NamedTuple):
     chunk: Chunk
     hidden_TD: torch.Tensor
     finite: list[bool]
+
+
+def computing(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """For a method of what has a plan: no gradients, and as many of torch's threads as the plan says."""
+
+    @wraps(method)
+    def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(), torch_threads(self.plan.torch_threads):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 def finite_rows(rows_KN: torch.Tensor) -> list[bool]:

@@ -65,7 +65,7 @@ def _largest(logits_KV: Tensor) -> list[int]:
 def sample(row: Row, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
     """The next token of `sequence`. The row's logits are changed in place.
 
-    Raises NumericalError if the logits hold NaN or infinity.
+    Raises NumericalError if the logits hold NaN or infinity, or come to them by the request's rules.
     """
     params, logits_V = sequence.params, row.logits_V
     if not row.is_finite:
@@ -128,6 +128,8 @@ def _bar(logits_V: Tensor, end_ids: set[int]) -> None:
 
 def _draw(logits_V: Tensor, params: SamplingParams, uniform: float) -> int:
     probs_V = logits_V.softmax(-1).cpu().numpy()
+    if np.isnan(probs_V[0]):  # then all are: a penalty made infinity of a logit
+        raise NumericalError("the rules of this request make the logits infinite")
     if params.min_p > 0:
         probs_V = np.where(probs_V >= params.min_p * probs_V.max(), probs_V, 0)
     if params.top_k <= 0 and params.top_p >= 1:
@@ -149,7 +151,7 @@ def _most_likely(probs_V: np.ndarray, params: SamplingParams) -> np.ndarray:
         least = total * (1 - params.top_p) / (2 * len(probs_V))
         falling = np.sort(probs_V[probs_V >= least])[::-1]
     before = falling.cumsum(dtype=np.float64) - falling
-    count = int(before.searchsorted(params.top_p * total)) if params.top_p < 1 else len(falling)
+    count = max(1, int(before.searchsorted(params.top_p * total))) if params.top_p < 1 else len(falling)
     kept_V = probs_V > falling[count - 1]
     equal = np.flatnonzero(probs_V == falling[count - 1])
     kept_V[equal[: count - kept_V.sum()]] = True

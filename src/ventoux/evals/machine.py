@@ -17,6 +17,7 @@ import torch
 from ventoux import __version__
 from ventoux.build import probe
 from ventoux.hardware import Hardware
+from ventoux.ops.threads import torch_threads
 
 PACKAGES = (
     *("torch", "mistral-common", "llguidance", "safetensors", "huggingface-hub", "numpy", "pillow", "msgspec"),
@@ -80,11 +81,12 @@ def memory_bandwidth(hardware: Hardware | None = None, repeats: int = 5) -> dict
     nbytes = min(2**30, hardware.available_bytes // 8)
     values = torch.ones(nbytes // 4)
     seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        values.sum()
-        seconds.append(time.perf_counter() - started)
-    method = f"torch fp32 sum over {nbytes / 2**20:.0f} MiB, {torch.get_num_threads()} thread(s), best of {repeats}"
+    with torch_threads(hardware.num_cores):
+        for _ in range(repeats):
+            started = time.perf_counter()
+            values.sum()
+            seconds.append(time.perf_counter() - started)
+    method = f"torch fp32 sum over {nbytes / 2**20:.0f} MiB, {hardware.num_cores} thread(s), best of {repeats}"
     return {"bytes_per_second": nbytes / min(seconds), "method": method}
 
 

@@ -17,6 +17,7 @@ from ventoux.ops.formats import FP8, Fp8Weight, Nvfp4Weight, Weight
 from ventoux.ops.native import native
 from ventoux.ops.reference import REFERENCE
 from ventoux.ops.spec import AttentionLayout, Operators, Positions, StackWeights
+from ventoux.ops.threads import torch_threads
 
 Tensor = torch.Tensor
 _F32, _BF16, _FP8, _NVFP4 = range(4)
@@ -268,12 +269,8 @@ class _Native:
         self, q_THN: Tensor, k_THN: Tensor, v_THO: Tensor, lengths: tuple[int, ...], scale: float, causal: bool
     ) -> Tensor:
         """torch's. Its threads and ours get into each other's way: more than one only where there is much to do."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.num_threads if max(lengths) >= SHARED_ROWS else 1)
-        try:
+        with torch_threads(self.num_threads if max(lengths) >= SHARED_ROWS else 1):
             return REFERENCE.packed_attention(q_THN, k_THN, v_THO, lengths, scale, causal)
-        finally:
-            torch.set_num_threads(threads)
 
     def layers(
         self, x_TD: Tensor, stack: StackWeights, positions: Positions, cache: list[Tensor], layout: AttentionLayout

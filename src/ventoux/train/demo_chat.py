@@ -15,7 +15,7 @@ CHAT: dict[str, Phrases] = {
             "Fine, thank you.",
             "Good, thank you!",
         ),
-        ("Many thanks!", "OK, thank you."),
+        ("Thanks a lot!", "OK, thank you."),
     ),
     "identity": Phrases(
         (
