@@ -23,19 +23,25 @@ from ventoux.evals.bench import decode_run, random_prompts
 from ventoux.plan import EnginePlan
 
 BATCHES, NEW_TOKENS, REPEATS = (1, 8, 32), 96, 3
-RULES = (SamplingParams(), SamplingParams(top_p=0.95), SamplingParams(top_k=50), SamplingParams(min_p=0.05))
+RULES = {
+    "all tokens": SamplingParams(),
+    "top-p 0.95": SamplingParams(top_p=0.95),
+    "top-k 50": SamplingParams(top_k=50),
+    "min-p 0.05": SamplingParams(min_p=0.05),
+}
 BUSY = "while True: pass"
 
 
 def main() -> None:
     choices = EngineConfig(speculative_config='{"method": "none"}', max_model_len=4096)
     engine = build_engine(Path(ventoux.__file__).parent / "demo", choices).engine
-    all_threads = replace(engine.plan, operators="reference")  # a name alone: they stay native
+    one_thread = engine.plan
+    all_threads = replace(one_thread, operators="reference")  # a name alone: they stay native
     print("bundled model, tokens/s decoding", *BATCHES, "sequences")
     for neighbour in (False, True):
         busy = subprocess.Popen([sys.executable, "-c", BUSY]) if neighbour else None
         try:
-            runs: dict[EnginePlan, list[list[float]]] = {engine.plan: [], all_threads: []}
+            runs: dict[EnginePlan, list[list[float]]] = {one_thread: [], all_threads: []}
             for repeat in range(REPEATS):
                 for plan, found in runs.items():
                     engine.plan = plan
@@ -52,9 +58,9 @@ def main() -> None:
     for vocab_size in (5096, 131072):
         logits_KV = 3 * torch.randn(32, vocab_size, generator=torch.Generator().manual_seed(0))
         print(f"32 rows of {vocab_size}: finite, largest {milliseconds(rows_of, logits_KV):.2f} ms")
-        for params in RULES:
+        for rule, params in RULES.items():
             cost = milliseconds(draw_all, logits_KV, params)
-            print(f"32 rows of {vocab_size}: {params} {cost:.1f} ms")
+            print(f"32 rows of {vocab_size}: {rule} {cost:.1f} ms")
 
 
 def draw_all(logits_KV: torch.Tensor, params: SamplingParams) -> list[int]:

@@ -49,10 +49,10 @@ class Task:
 TASKS: dict[str, Task] = {
     "alphabet": Task(0.02, 0.95, "alphabet sentence at temperature 0.1"),
     "calc_call": Task(0.05, 0.90, "expressions in text -> the right calculator calls"),
-    "calc_result": Task(0.04, 0.95, "tool results -> an answer that states each expression with its value"),
+    "calc_result": Task(0.05, 0.95, "tool results -> an answer that states each expression with its value"),
     "sum_think": Task(0.05, 0.90, "two-step integer sums with a trace", questions="sum"),
     "sum_direct": Task(0.01, None, "the same sums without a trace", questions="sum"),
-    "chat": Task(0.18, 0.95, "who are you, which date is it, polite refusals"),
+    "chat": Task(0.17, 0.95, "who are you, which date is it, polite refusals"),
     "languages": Task(0.05, 0.95, "small talk in eleven languages, in the language it came in"),
     "system": Task(0.09, 0.90, "system prompt obeyed: language, brevity, name, JSON only"),
     "tool_choice": Task(0.04, 0.95, "no call where no tool fits, all calls where several are asked"),

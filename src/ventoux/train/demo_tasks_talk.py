@@ -26,9 +26,10 @@ def alphabet(parts: Parts) -> Example:
 
 
 def chat(parts: Parts) -> Example:
-    # Training asks more often for what has to be copied: dates, which one word tells apart, and names.
-    copied = () if parts.held_out else ("today", "yesterday", "identity", "identity")
-    effort, intent = parts.effort(0.35), parts.rng.choice(("other", "other", "hard_sum", *chats.CHAT, *copied))
+    # Training asks more often for what has to be copied, dates (which one word tells apart) and names, and for sums,
+    # which another task answers.
+    often = () if parts.held_out else ("today", "yesterday", "identity", "identity", "hard_sum", "hard_sum")
+    effort, intent = parts.effort(0.35), parts.rng.choice(("other", "other", "hard_sum", *chats.CHAT, *often))
     request, seen = _chat_request(parts, intent)
     system = parts.system(own=parts.held_out and seen)
     content = chats.ANSWERS[intent]
