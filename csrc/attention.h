@@ -142,7 +142,7 @@ inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_
 }
 
 // sums[T * H, latent_width]: the weighted mean of the latents that each query row sees, split. `Segments` are Latents
-// that know what vectors (vector_attention.h) and tiles (tile_attention.h) do each in their way:
+// that know what fp32 (vector_attention.h) and bf16 (bf16_attention.h) do each in their way:
 //   prepare(pool, blocks): before the first segment
 //   segment(sequence, row, num_rows, sees, first, end, state): the softmax of query rows [row, row + num_rows) over
 //     keys [first, end) of their sequence, one segment at most. A row's token may see keys up to `sees[its number]`;

@@ -1,5 +1,5 @@
 // Arithmetic of machines that multiply bf16: 32 columns of a weight as bf16, in their order, whatever they are stored
-// as.
+// as. Vector code multiplies NVFP4 codes unscaled, in an order of its own (Words, below).
 //
 // No format loses anything by it: e4m3 has 4 significant bits, and an e2m1 code times its e4m3 group scale has 6, of
 // the 8 that bf16 holds. The row's multiplier is applied to the finished dot product, in fp32.
@@ -7,7 +7,7 @@
 
 #include <bit>
 
-#include "dot.h"
+#include "codes.h"
 
 #if defined(VENTOUX_EMULATED)
 #include "emulated.h"
@@ -73,8 +73,7 @@ struct Nvfp4Reader {
 struct Bf16 {
   using Element = uint16_t;  // in order, zeros after the last column up to a multiple of 32
   static constexpr bool kTakesF32 = false;
-  static constexpr bool kTakesNvfp4 = true;
-  using CodeReader = Nvfp4Reader;
+  static constexpr bool kWidensFp8 = true;
   static float unit(Format) { return 1.0f; }
 
   static constexpr int kParts = 1;
@@ -104,11 +103,88 @@ struct Bf16 {
     std::memcpy(codes, w.p + i * kBlock / 2, kBlock / 4);
     return widen_nvfp4(codes, w.groups[2 * i], 0);
   }
+  // Columns 32 begin .. 32 end - 1 of rows first .. first + count - 1 as bf16, zeros where the matrix ends; `pitch` bytes
+  // from one row to the next. They are written in whole blocks, rising.
+  static void widen(const Weight& w, int64_t first, int64_t count, int64_t begin, int64_t end, char* to,
+                    int64_t pitch) {
+    auto go = [&]<class Reader>(Reader*) {
+      const int64_t whole = w.cols / kBlock, left = w.cols % kBlock, ahead = kBlock * w.row_bytes();
+      for (int64_t r = 0; r < count; ++r) {
+        const Reader row(w, first + r);
+        for (int64_t i = begin; i < end; ++i) {
+          row.prefetch(i, ahead);
+          const __m512i columns = i < whole ? block(row, i) : rest(row, i, left);
+          _mm512_storeu_si512(to + r * pitch + (i - begin) * 2 * kBlock, columns);
+        }
+      }
+    };
+    switch (w.format) {
+      case Format::kBf16: go(static_cast<Bf16Reader*>(nullptr)); break;
+      case Format::kFp8: go(static_cast<Fp8Reader*>(nullptr)); break;
+      case Format::kNvfp4: go(static_cast<Nvfp4Reader*>(nullptr)); break;
+      case Format::kF32: break;  // never multiplied as bf16
+    }
+  }
 #if defined(VENTOUX_EMULATED) || defined(__AVX512BF16__)
   template <int>
   static V step(__m512i weight, const uint16_t* x, V sum) { return {dpbf16(sum.v, weight, _mm512_loadu_si512(x))}; }
 #endif
 };
+
+#if defined(VENTOUX_EMULATED) || defined(__AVX512BF16__)
+
+// 128 columns of one activation, as codes lie in words: column 4 i + n is values[n][i].
+struct alignas(64) WordBlock {
+  uint16_t values[kNibbles][kCodeBlock / kNibbles];
+};
+
+// A word of codes looks its own values up: VPERMW takes the five lowest bits for an index, whatever stands above them.
+struct WordCodes {
+  __m512i codes[kNibbles];
+  V scale;
+  WordCodes() = default;
+  WordCodes(const uint8_t* from, const uint8_t* groups) : scale(lane_scales(groups)) {
+    // e2m1 times 2^8, since scales come as 2^-8 of what they are; twice, for either value of the fifth bit.
+    alignas(64) static constexpr uint16_t table[32] = {
+        0, 0x4300, 0x4380, 0x43c0, 0x4400, 0x4440, 0x4480, 0x44c0,  //
+        0x8000, 0xc300, 0xc380, 0xc3c0, 0xc400, 0xc440, 0xc480, 0xc4c0,  //
+        0, 0x4300, 0x4380, 0x43c0, 0x4400, 0x4440, 0x4480, 0x44c0,  //
+        0x8000, 0xc300, 0xc380, 0xc3c0, 0xc400, 0xc440, 0xc480, 0xc4c0};
+    const __m512i values = _mm512_load_si512(table), raw = _mm512_loadu_si512(from);
+    codes[0] = _mm512_permutexvar_epi16(raw, values);
+    codes[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 4), values);
+    codes[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 8), values);
+    codes[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 12), values);
+  }
+  V step(const WordBlock& x, V sum) const {
+    __m512 products = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int n = 0; n < kNibbles; ++n) products = dpbf16(products, codes[n], _mm512_load_si512(x.values[n]));
+    return fma({products}, scale, sum);
+  }
+};
+
+// NVFP4 weights as bf16, scaled after the products of a lane's eight columns are summed (see codes.h).
+struct Words {
+  using Block = WordBlock;
+  using Codes = WordCodes;
+  static void deal(const uint16_t* row, int64_t cols, WordBlock* to) {
+    const int64_t width = padded(cols);
+    for (int64_t at = 0; at < code_blocks(cols) * kCodeBlock; at += kBlock) {
+      const __m512i raw = at < width ? _mm512_loadu_si512(row + at) : _mm512_setzero_si512();
+      auto put = [&](int n, __m512i quarter) {
+        uint16_t* values = to[at / kCodeBlock].values[n] + at % kCodeBlock / kNibbles;
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(values), _mm512_cvtepi64_epi16(quarter));
+      };
+      put(0, raw);
+      put(1, _mm512_srli_epi64(raw, 16));
+      put(2, _mm512_srli_epi64(raw, 32));
+      put(3, _mm512_srli_epi64(raw, 48));
+    }
+  }
+};
+
+#endif
 
 }  // namespace VENTOUX_ISA
 }  // namespace ventoux

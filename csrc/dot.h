@@ -79,8 +79,8 @@ struct Fp8Reader {
 // a chain.
 struct Fp32 {
   using Element = float;
-  static constexpr bool kTakesF32 = true;     // weights stored as fp32
-  static constexpr bool kTakesNvfp4 = false;  // fixed.h multiplies these
+  static constexpr bool kTakesF32 = true;    // weights stored as fp32
+  static constexpr bool kWidensFp8 = false;  // a panel at once, for many activations
   // What a result is to be multiplied with, where the reader gives a fraction.
   static float unit(Format format) { return format == Format::kFp8 ? 256.0f : 1.0f; }
   static constexpr int kParts = 2;  // the even columns, then the odd ones

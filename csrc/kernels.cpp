@@ -1,19 +1,23 @@
 // Compiled once per instruction set: VENTOUX_ISA names the namespace, VENTOUX_TABLE the table that it fills.
 #include "kernels.h"
 
+#include "fixed.h"
 #include "linear.h"
 #include "moe.h"
 #include "vector_attention.h"
 
 namespace ventoux {
+namespace VENTOUX_ISA {
+using Product = Vectors<Fp32, Fixed>;
+}
 
 const Kernels VENTOUX_TABLE = {
     .name = VENTOUX_NAME,
     .add = VENTOUX_ISA::add,
     .rms_norm = VENTOUX_ISA::rms_norm,
-    .linear = VENTOUX_ISA::linear<VENTOUX_ISA::Vectors<VENTOUX_ISA::Fp32>>,
+    .linear = VENTOUX_ISA::linear<VENTOUX_ISA::Product>,
     .route = VENTOUX_ISA::route,
-    .moe = VENTOUX_ISA::moe<VENTOUX_ISA::Vectors<VENTOUX_ISA::Fp32>>,
+    .moe = VENTOUX_ISA::moe<VENTOUX_ISA::Product>,
     .write_latent = VENTOUX_ISA::write_latent,
     .attention = VENTOUX_ISA::vector_attention,
 };

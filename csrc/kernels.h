@@ -60,7 +60,7 @@ struct Kernels {
 };
 
 // What a machine that multiplies bf16 does otherwise than kAvx512: products of bf16 activations with weights in any
-// format but fp32, and with tiles bf16 queries against a bf16 cache. All else, fp32 activations among it, is kAvx512's.
+// format but fp32, and of bf16 queries with a bf16 cache. All else, fp32 activations among it, is kAvx512's.
 struct Products {
   const char* name;
   decltype(Kernels::linear) linear;

@@ -6,11 +6,12 @@
 #include "moe.h"
 
 #if defined(VENTOUX_TILES)
-#include "tile_attention.h"
 #include "tile_product.h"
 #else
-#include "bf16.h"
+#include "vector_tiles.h"
 #endif
+
+#include "bf16_attention.h"
 
 namespace ventoux {
 namespace VENTOUX_ISA {
@@ -18,7 +19,7 @@ namespace VENTOUX_ISA {
 #if defined(VENTOUX_TILES)
 using Product = Tiles;
 #else
-using Product = Vectors<Bf16>;
+using Product = Vectors<Bf16, Words>;
 #endif
 
 // The choice depends on types alone, never on how many rows there are: a row's bits would depend on it too.
@@ -43,10 +44,11 @@ void moe_bf16(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Rows 
 
 void attention_bf16(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
                     Rows out) {
-#if defined(VENTOUX_TILES)
-  if (q.bf16 && cache.bf16) return attention<TileSegments>(pool, q, kv_b, cache, layout, how, out);
-#endif
-  kAvx512.attention(pool, q, kv_b, cache, layout, how, out);
+  if (q.bf16 && cache.bf16) {
+    attention<Bf16Segments>(pool, q, kv_b, cache, layout, how, out);
+  } else {
+    kAvx512.attention(pool, q, kv_b, cache, layout, how, out);
+  }
 }
 
 }  // namespace VENTOUX_ISA

@@ -2,7 +2,9 @@
 // products of a panel of weight rows with a group of them. This is the product of vector code, in either arithmetic.
 #pragma once
 
-#include "fixed.h"
+#include <vector>
+
+#include "codes.h"
 #include "rows.h"
 
 namespace ventoux {
@@ -44,8 +46,7 @@ inline void for_each_group(int64_t begin, int64_t end, int64_t most, const Group
   }
 }
 
-// Dots of rows first .. first + count - 1 of w with activations, row multipliers applied. Of every format but NVFP4,
-// unless the arithmetic has a reader of its own for that.
+// Dots of rows first .. first + count - 1 of w with activations, row multipliers applied; of every format but NVFP4.
 template <class A = Fp32>
 inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
                         float* out, int64_t ld) {
@@ -61,17 +62,16 @@ inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x
       break;
     case Format::kBf16: go(static_cast<Bf16Reader*>(nullptr)); break;
     case Format::kFp8: go(static_cast<Fp8Reader*>(nullptr)); break;
-    case Format::kNvfp4:
-      if constexpr (A::kTakesNvfp4) go(static_cast<typename A::CodeReader*>(nullptr));
-      break;
+    case Format::kNvfp4: break;  // codes.h
   }
   scale_rows(w, first, count, num_x, out, ld, A::unit(w.format));
 }
 
-template <class A>
+// A multiplies weights of all formats but NVFP4, C those.
+template <class A, class C>
 struct Vectors {
   using Element = typename A::Element;
-  static constexpr int kGroup = kMaxFixed;  // activations side by side
+  static constexpr int kGroup = std::max(2 * kMaxM, kMaxCodeX);  // activations that pass over a panel together
   static constexpr int64_t kRows = 8;       // a panel's rows are a multiple of this
   static constexpr int64_t kPanel = VENTOUX_ISA::kPanel;
 
@@ -80,8 +80,8 @@ struct Vectors {
     Element* data;
     int64_t cols, width;    // width: from one row to the next
     const int64_t* row_of;  // where activation p lies; null: at p
-    FixedBlock* fixed;      // the same for NVFP4 weights
-    int64_t fixed_width;    // in blocks
+    typename C::Block* blocks;  // the same for NVFP4 weights
+    int64_t num_blocks;         // from one row to the next
     int64_t index(int64_t p) const { return row_of ? row_of[p] : p; }
     Element* row(int64_t p) const { return data + index(p) * width; }
   };
@@ -112,13 +112,12 @@ struct Vectors {
   // After the last `put` of `count` rows, of which p has cols_of(p) columns: at most in.cols.
   template <class Cols>
   static void finish(Pool& pool, Operand& in, int64_t count, const Cols& cols_of, bool codes) {
-    if constexpr (!A::kTakesNvfp4) {
-      if (!codes) return;
-      in.fixed_width = fixed_blocks(in.cols);
-      in.fixed = static_cast<FixedBlock*>(pool.scratch(kFixed, size_t(count * in.fixed_width) * sizeof(FixedBlock)));
-      run_rows(pool, count,
-               [&](int64_t p) { fix_row(in.data + p * in.width, cols_of(p), in.fixed + p * in.fixed_width); });
-    }
+    if (!codes) return;
+    in.num_blocks = code_blocks(in.cols);
+    const size_t bytes = size_t(count * in.num_blocks) * sizeof(typename C::Block);
+    in.blocks = static_cast<typename C::Block*>(pool.scratch(kBlocks, bytes));
+    run_rows(pool, count,
+             [&](int64_t p) { C::deal(in.data + p * in.width, cols_of(p), in.blocks + p * in.num_blocks); });
   }
   template <class Group>
   static void for_each_group(int64_t begin, int64_t end, const Group& group) {
@@ -129,23 +128,38 @@ struct Vectors {
   struct Panel {
     Weight weight;
     int64_t first, count;
-    Panel(const Weight& w, int64_t first, int64_t count, int64_t, int64_t, int = 0)
-        : weight(w), first(first), count(count) {}
+    Panel(const Weight& w, int64_t first, int64_t count, int64_t begin, int64_t end, int slot = 0)
+        : weight(w), first(first), count(count) {
+      if constexpr (A::kWidensFp8)
+        if (w.format == Format::kFp8 && end - begin > kMaxM) widen(slot);
+    }
     // out[m * ld + i] = <row first + i, activation p + m>
     void dots(const Operand& in, int64_t p, int here, float* out, int64_t ld) const {
-      if constexpr (!A::kTakesNvfp4)
-        if (weight.format == Format::kNvfp4) return fixed_dots(in, p, here, out, ld);
-      const Element* rows[kGroup];
-      for (int m = 0; m < here; ++m) rows[m] = in.row(p + m);
-      weight_dots<A>(weight, first, count, here, rows, out, ld);
+      if (weight.format == Format::kNvfp4) {
+        const typename C::Block* rows[kGroup];
+        for (int m = 0; m < here; ++m) rows[m] = in.blocks + in.index(p + m) * in.num_blocks;
+        VENTOUX_ISA::for_each_group(0, here, kMaxCodeX, [&](int64_t m, int some) {
+          code_dots<C>(weight, first, count, some, rows + m, out + m * ld, ld);
+        });
+        scale_rows(weight, first, count, here, out, ld, 1.0f);
+      } else {
+        const Element* rows[kGroup];
+        for (int m = 0; m < here; ++m) rows[m] = in.row(p + m);
+        weight_dots<A>(weight, first, count, here, rows, out, ld);
+      }
     }
 
    private:
-    void fixed_dots(const Operand& in, int64_t p, int here, float* out, int64_t ld) const {
-      const FixedBlock* rows[kGroup];
-      for (int m = 0; m < here; ++m) rows[m] = in.fixed + in.index(p + m) * in.fixed_width;
-      code_dots(weight, first, count, here, rows, out, ld);
-      scale_rows(weight, first, count, here, out, ld, 1.0f);
+    // Widening takes as long as multiplying with four activations: for several groups of them it is done once. No bit of a
+    // result changes.
+    void widen(int slot) {
+      static thread_local std::vector<char> buffers[2];  // gate and up are in use at once
+      buffers[slot].resize(size_t(count * 2 * weight.cols + 2 * kBlock));
+      A::widen(weight, first, count, 0, padded(weight.cols) / kBlock, buffers[slot].data(), 2 * weight.cols);
+      weight.data = reinterpret_cast<const uint8_t*>(buffers[slot].data());
+      weight.format = Format::kBf16;
+      weight.row_scales += first;
+      first = 0;
     }
   };
 };

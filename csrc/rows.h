@@ -10,7 +10,7 @@ namespace ventoux {
 namespace VENTOUX_ISA {
 
 // Scratch of the pool, by use. An operator's calls of others are over before it asks for its own.
-enum Slot { kSplitX, kHidden, kPairs, kQueries, kPartials, kLocal, kFixed };
+enum Slot { kSplitX, kHidden, kPairs, kQueries, kPartials, kLocal, kBlocks };
 
 // One row -> split fp32, zeros after the last column.
 inline void split_row(const void* row, bool bf16, int64_t cols, float* out) {

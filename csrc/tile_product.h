@@ -12,49 +12,11 @@
 
 #include "bf16.h"
 #include "product.h"
+#include "tile_rows.h"
 #include "tiles.h"
 
 namespace ventoux {
 namespace VENTOUX_ISA {
-
-constexpr int kTile = 16;  // rows of a tile, and activations of a block
-constexpr int kColumnPairs = kBlock / 2;  // of a block
-
-// to[c * pitch + r] = value c of row r, all of 32 bits: `rows` rows of `cols` values, 16 each at most. `load(r)`
-// gives a row.
-template <class Load>
-inline __attribute__((always_inline)) void transpose(const Load& load, int rows, int cols, void* to, int64_t pitch) {
-  __m512i a[kTile], b[kTile];
-#pragma GCC unroll 16
-  for (int r = 0; r < kTile; ++r) a[r] = r < rows ? load(r) : _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int i = 0; i < kTile; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kTile; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-  // a[4 i + j] holds columns j, 4 + j, 8 + j, 12 + j of rows 4 i .. 4 i + 3, a quarter each.
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i even0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), odd0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-    const __m512i even1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-    const __m512i odd1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-    b[j] = _mm512_shuffle_i32x4(even0, even1, 0x88);
-    b[4 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
-    b[8 + j] = _mm512_shuffle_i32x4(even0, even1, 0xdd);
-    b[12 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0xdd);
-  }
-  const __mmask16 kept = __mmask16((1u << rows) - 1);
-#pragma GCC unroll 16
-  for (int c = 0; c < kTile; ++c)
-    if (c < cols) _mm512_mask_storeu_epi32(static_cast<uint32_t*>(to) + c * pitch, kept, b[c]);
-}
 
 // Tiles 0 to 3 are sums (2 r + b: weight rows r, activations b), 4 and 5 weight rows, 6 and 7 activations. Configured
 // while this lives; afterwards the thread holds no tiles, so that switching away from it costs no more than before.
@@ -75,20 +37,6 @@ class TileScope {
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 };
-
-// Up to two tiles of rows, `pitch` bytes from one row to the next. As many from `next` on, where that is not null, are
-// fetched meanwhile.
-struct TileRows {
-  int64_t pitch;
-  const char* at[2];
-  const char* next[2] = {};
-};
-// Two tiles, one behind the other. Those to fetch lie `ahead` bytes further, if that is not zero.
-inline TileRows two_tiles(const char* rows, int64_t pitch, int64_t ahead = 0) {
-  TileRows w{pitch, {rows, rows + kTile * pitch}};
-  for (int t = 0; t < 2 && ahead; ++t) w.next[t] = w.at[t] + ahead;
-  return w;
-}
 
 template <int R, int B>
 inline void clear_sums() {
@@ -118,27 +66,22 @@ inline void multiply_steps(const TileRows& w, int64_t blocks, const char* const*
   }
 }
 
-// Columns 32 begin .. 32 end - 1 of rows first .. first + count - 1 as bf16; zeros where the matrix ends, and in the
-// rows that are missing to a multiple of 16.
-inline void widen_rows(const Weight& w, int64_t first, int64_t count, int64_t begin, int64_t end, char* to,
-                       int64_t pitch) {
-  auto go = [&]<class Reader>(Reader*) {
-    const int64_t whole = w.cols / kBlock, rest = w.cols % kBlock, ahead = 2 * kTile * w.row_bytes();
-    for (int64_t r = 0; r < count; ++r) {
-      const Reader row(w, first + r);
-      for (int64_t i = begin; i < end; ++i) {
-        row.prefetch(i, ahead);
-        const __m512i block = i < whole ? Bf16::block(row, i) : Bf16::rest(row, i, rest);
-        _mm512_storeu_si512(to + r * pitch + (i - begin) * 2 * kBlock, block);
-      }
-    }
-  };
-  switch (w.format) {
-    case Format::kBf16: go(static_cast<Bf16Reader*>(nullptr)); break;
-    case Format::kFp8: go(static_cast<Fp8Reader*>(nullptr)); break;
-    case Format::kNvfp4: go(static_cast<Nvfp4Reader*>(nullptr)); break;
-    case Format::kF32: break;  // never multiplied by tiles
-  }
+// out[row * ld + column] = R x B tiles of sums
+template <int R, int B>
+inline void multiply_tiles(const TileRows& w, int64_t blocks, const char* const* x, const int64_t* x_pitch, float* out,
+                           int64_t ld) {
+  clear_sums<R, B>();
+  multiply_steps<R, B>(w, blocks, x, x_pitch);
+  tile_store<0>(out, ld * 4);
+  if constexpr (B == 2) tile_store<1>(out + kTile, ld * 4);
+  if constexpr (R == 2) tile_store<2>(out + kTile * ld, ld * 4);
+  if constexpr (R == 2 && B == 2) tile_store<3>(out + kTile * ld + kTile, ld * 4);
+}
+
+// Bf16::widen, with zeros in the rows that are missing to whole tiles.
+inline void widen_tiles(const Weight& w, int64_t first, int64_t count, int64_t begin, int64_t end, char* to,
+                        int64_t pitch) {
+  Bf16::widen(w, first, count, begin, end, to, pitch);
   for (int64_t r = count; r % kTile; ++r) std::memset(to + r * pitch, 0, size_t((end - begin) * 2 * kBlock));
 }
 
@@ -219,7 +162,7 @@ class Tiles::Panel {
     const bool all = at_once_ == blocks_;
     const int64_t rows = (count + kTile - 1) / kTile * kTile;
     widened_.resize(size_t((all ? rows : 2 * kTile) * pitch_));
-    if (all) widen_rows(w, first, count, 0, blocks_, widened_.data(), pitch_);
+    if (all) widen_tiles(w, first, count, 0, blocks_, widened_.data(), pitch_);
   }
 
   // out[m * ld + i] = <row first + i, activation p + m>
@@ -262,7 +205,7 @@ class Tiles::Panel {
     } else {
       for (int64_t i = 0; i < blocks_; i += at_once_) {
         const int64_t end = std::min(blocks_, i + at_once_);
-        widen_rows(weight_, first_ + r, rows, i, end, widened_.data(), pitch_);
+        widen_tiles(weight_, first_ + r, rows, i, end, widened_.data(), pitch_);
         multiply_steps<R, B>(two_tiles(widened_.data(), pitch_), end - i, x, x_pitch);
         for (int b = 0; b < B; ++b) x[b] += (end - i) * kColumnPairs * x_pitch[b];
       }

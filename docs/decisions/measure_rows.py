@@ -1,9 +1,10 @@
 """The figures of decisions 007 and 011: products with 1 to 32 rows, in every stored format, against the speed of the
-memory; and the same bits in all."""
+memory; and the same bits in all. `python measure_rows.py avx512` takes another instruction set than the best."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -46,9 +47,9 @@ def weights() -> dict[str, Weight]:
     }
 
 
-def main() -> None:
+def main(instruction_set: str | None = None) -> None:
     threads = probe_hardware().num_cores
-    ops = native_operators(threads)
+    ops = native_operators(threads, instruction_set)
     x = torch.randn(32, COLS, generator=torch.Generator().manual_seed(1)).bfloat16()
     torch.set_num_threads(threads)
     print(f"{describe()['cpu']}, {threads} thread(s), {ops.name}; medians and (best) of {REPEATS}")
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

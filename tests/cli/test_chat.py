@@ -20,7 +20,8 @@ from ventoux.cli.remote import RemoteModel
 from ventoux.errors import EngineError, InvalidImageError, InvalidRequestError
 from ventoux.text.stream_parser import Content, Reasoning, ToolCallArguments, ToolCallStart
 
-FAST = ("--num-threads", "1", "--max-model-len", "256", "--temperature", "0", "--max-tokens", "6")
+# In fp32, whatever the machine would choose: the random model's answer in bf16 is control tokens alone.
+FAST = ("--num-threads", "1", "--dtype", "float32", "--max-model-len", "256", "--temperature", "0", "--max-tokens", "6")
 SUM = [ToolCallStart(0, "calculator"), ToolCallArguments(0, '{"expression"'), ToolCallArguments(0, ': "2 + 3"}')]
 
 

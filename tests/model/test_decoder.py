@@ -99,7 +99,8 @@ def test_later_tokens_do_not_change_earlier_logits(model, sequences, expanded):
     changed = sequences[0].clone()
     changed[6:] = tokens(5, 99)
     got = logits(model, packed(changed, [0], [11]))
-    assert torch.equal(got[:6], expanded[0][:6])
+    # Not the same bits: torch's products may add in another order where experts have other numbers of rows.
+    assert torch.allclose(got[:6], expanded[0][:6], atol=1e-5)
     assert not torch.allclose(got[6:], expanded[0][6:], atol=1e-2)
 
 

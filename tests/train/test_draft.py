@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.engines import generate, image, image_tokens, prompt, request, tiny_engine
-from tests.tiny import tiny_model
+from tests.tiny import tiny_draft, tiny_draft_config, tiny_model, write_tiny
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.load import load_draft
 from ventoux.checkpoint.write import model_rows, write_checkpoint
@@ -110,6 +110,18 @@ def test_what_the_target_was_loaded_with_does_not_matter(tmp_path):
     assert torch.equal(*learnt) and not torch.allclose(learnt[0], untouched)
 
 
+def test_a_target_in_bf16_teaches_as_well(tmp_path):
+    """Machines with bf16 instructions load it so."""
+    recorded(tmp_path / "data", requests(2))
+    (path,) = (tmp_path / "data").glob("*.safetensors")
+    config = DraftTrainConfig(steps=2, decay_steps=1, tokens_per_step=40, num_threads=1)
+    trainer = DraftTrainer(config, tiny_model().bfloat16(), [path, path], tmp_path)
+    before = trainer.draft.eagle_linear.weight.detach().clone()
+    trainer.train(lambda record: None)
+    after = trainer.draft.eagle_linear.weight.detach()
+    assert after.isfinite().all() and not torch.equal(after, before)
+
+
 def test_training_exporting_and_guessing(tmp_path):
     """A draft that has learned a handful of answers by heart guesses them in the engine; one without training not."""
     asked = requests(8)
@@ -143,6 +155,21 @@ def test_an_interrupted_training_goes_on(tmp_path):
     steps = []
     again.train(lambda record: steps.append(record["step"]))
     assert steps == [4, 5]
+
+
+def test_a_new_training_starts_with_another_draft(tmp_path):
+    """Catches a start that keeps its own weights; what is no draft of this shape is said to be none."""
+    recorded(tmp_path / "data", requests(2))
+    files = list((tmp_path / "data").glob("*.safetensors")) * 2
+    write_tiny(tmp_path / "eagle", config=tiny_draft_config(), seed=5)
+    trainer = DraftTrainer(DraftTrainConfig(num_threads=1), tiny_model(), files, tmp_path)
+    trainer.start_from(tmp_path / "eagle")
+    for got, want in zip(trainer.draft.parameters(), tiny_draft(seed=5).parameters(), strict=True):
+        assert torch.equal(got, want) and got.requires_grad
+    assert trainer.run.step == 0
+    write_tiny(tmp_path / "one-layer", config=tiny_draft_config(num_hidden_layers=1, first_k_dense_replace=1))
+    with pytest.raises(ConfigError, match="not a draft of this model's shape"):
+        trainer.start_from(tmp_path / "one-layer")
 
 
 def test_the_draft_of_a_model_has_its_widths_and_dense_layers():

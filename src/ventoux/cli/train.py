@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     described = "an EAGLE draft for a model, from the model's own answers"
     draft = kinds.add_parser("draft", help=described, description=described, allow_abbrev=False)
     draft.add_argument("model", nargs="?", help=MODEL_HELP)
+    draft.add_argument("--start-from", type=Path, metavar="DIR", help="a draft's folder: weights to begin with")
     draft.add_argument(
         "--data",
         metavar="FILE",
@@ -145,6 +146,8 @@ def _train_draft(args: argparse.Namespace) -> None:
     trainer = DraftTrainer(config, model, sorted(recordings.glob("*.safetensors")), args.out)
     if trainer.run.resume():
         print(f"resumed at step {trainer.run.step} of {config.steps}", flush=True)
+    elif args.start_from:
+        trainer.start_from(args.start_from)
     trainer.train(_reporter(args.out))
     if args.export:
         args.export.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ventoux.checkpoint.files import open_checkpoint
+from ventoux.checkpoint.load import load_draft
 from ventoux.config import ModelConfig
+from ventoux.errors import ConfigError
 from ventoux.model.decoder import ForwardInputs
 from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4
@@ -110,7 +113,7 @@ class DraftTrainer:
     def __init__(self, config: DraftTrainConfig, target: Mistral4, recordings: list[Path], out: Path):
         self.config = config
         self.decoder = target.language_model.float().requires_grad_(False)
-        self.head_VD = dense(target.lm_head.weight, torch.float32).detach()
+        self.head_VD = dense(target.lm_head.weight, torch.float32).detach().float()
         self.config_of_draft = draft_config(target.config)
         self.draft = Draft(self.config_of_draft.text, REFERENCE)
         initialise_draft(self.draft, config.seed)
@@ -118,6 +121,17 @@ class DraftTrainer:
         schedule = Schedule(config.steps, config.decay_steps, config.warmup_steps, config.learning_rate)
         self.run = Run({"draft": self.draft}, schedule, config.weight_decay, out)
         self.pool = ThreadPoolExecutor(config.num_threads)
+
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of a draft checkpoint: of the same model, trained less, for instance.
+
+        Raises CheckpointError if it is broken or no draft, ConfigError if it has another shape.
+        """
+        loaded = load_draft(open_checkpoint(folder), REFERENCE, dtype=torch.float32)
+        try:
+            self.draft.load_state_dict(loaded.state_dict())
+        except RuntimeError as error:  # torch's way to list tensors that do not fit
+            raise ConfigError(f"--start-from {folder}: not a draft of this model's shape ({error}).") from error
 
     def train(self, report: Callable[[dict], None]) -> None:
         """Runs to the last step; `report` gets a record per step."""

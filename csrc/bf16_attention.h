@@ -1,6 +1,7 @@
-// Segments of latent attention on tile registers (AMX), for bf16 queries and a bf16 cache.
+// Segments of latent attention in bf16, for bf16 queries and a bf16 cache.
 //
-// Both products are multiply_steps of tile_product.h. Scores: 16 cached rows are tile A where they lie, 16 queries are
+// Both products are multiply_tiles, on tile registers (AMX, tile_product.h) or by vectors (vector_tiles.h): whichever of
+// the two was included before this. Scores: 16 cached rows are tile A where they lie, 16 queries are
 // tile B, so that the softmax has a query in each lane. Weighted sums: the weights of 16 queries are tile A, rounded to
 // bf16, two neighbouring keys' latents are the pairs of tile B.
 //
@@ -11,26 +12,14 @@
 #include <memory>
 
 #include "attention.h"
-#include "tile_product.h"
+#include "tile_rows.h"
 
 namespace ventoux {
 namespace VENTOUX_ISA {
 
 static_assert(kSegment % (2 * kTile) == 0 && kQueryRows % kTile == 0);
 
-// out[row * ld + column] = R x B tiles of sums
-template <int R, int B>
-inline void multiply_tiles(const TileRows& w, int64_t blocks, const char* const* x, const int64_t* x_pitch, float* out,
-                           int64_t ld) {
-  clear_sums<R, B>();
-  multiply_steps<R, B>(w, blocks, x, x_pitch);
-  tile_store<0>(out, ld * 4);
-  if constexpr (B == 2) tile_store<1>(out + kTile, ld * 4);
-  if constexpr (R == 2) tile_store<2>(out + kTile * ld, ld * 4);
-  if constexpr (R == 2 && B == 2) tile_store<3>(out + kTile * ld + kTile, ld * 4);
-}
-
-struct TileSegments : Latents {
+struct Bf16Segments : Latents {
   static constexpr int64_t kRowStep = kTile;
   // From one query's weights to the next; another 64 bytes, as rows a power of two apart share few places of a cache.
   static constexpr int64_t kWeightPitch = kSegment + kBlock;
