@@ -8,11 +8,17 @@ NUM_RANKS = 4096  # of tekken's vocabulary; 1000 control tokens come before them
 
 
 def demo_config() -> ModelConfig:
-    """YaRN and the query scale begin at 1024 tokens instead of 8192, so that training meets both."""
+    """YaRN and the query scale begin at 1024 tokens instead of 8192, so that training meets both.
+
+    The scale grows three times as fast as the published model's: the softmax of six small heads is diluted by tens of
+    thousands of tokens that no training step can afford. Of 60 keys in 32 thousand tokens the same weights found 51
+    with 0.1, 56 with 0.2 and 57 with 0.3.
+    """
     rope = RopeConfig(
         factor=32.0,
         original_max_position_embeddings=1024,
         llama_4_original_max_position_embeddings=1024,
+        llama_4_scaling_beta=0.3,
     )
     text = TextConfig(
         hidden_size=256,
