@@ -74,6 +74,7 @@ struct Bf16 {
   using Element = uint16_t;  // in order, zeros after the last column up to a multiple of 32
   static constexpr bool kTakesF32 = false;
   static constexpr bool kWidensFp8 = true;
+  static constexpr int64_t kWidenAhead = 32;  // rows: those are fetched while a row is widened
   static float unit(Format) { return 1.0f; }
 
   static constexpr int kParts = 1;
@@ -108,7 +109,7 @@ struct Bf16 {
   static void widen(const Weight& w, int64_t first, int64_t count, int64_t begin, int64_t end, char* to,
                     int64_t pitch) {
     auto go = [&]<class Reader>(Reader*) {
-      const int64_t whole = w.cols / kBlock, left = w.cols % kBlock, ahead = kBlock * w.row_bytes();
+      const int64_t whole = w.cols / kBlock, left = w.cols % kBlock, ahead = kWidenAhead * w.row_bytes();
       for (int64_t r = 0; r < count; ++r) {
         const Reader row(w, first + r);
         for (int64_t i = begin; i < end; ++i) {
@@ -156,18 +157,18 @@ struct WordCodes {
     codes[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 8), values);
     codes[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(raw, 12), values);
   }
-  V step(const WordBlock& x, V sum) const {
-    __m512 products = _mm512_setzero_ps();
-#pragma GCC unroll 4
-    for (int n = 0; n < kNibbles; ++n) products = dpbf16(products, codes[n], _mm512_load_si512(x.values[n]));
-    return fma({products}, scale, sum);
-  }
 };
 
 // NVFP4 weights as bf16, scaled after the products of a lane's eight columns are summed (see codes.h).
 struct Words {
   using Block = WordBlock;
   using Codes = WordCodes;
+  static V step(const WordCodes& w, const WordBlock& x, V sum) {
+    __m512 products = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int n = 0; n < kNibbles; ++n) products = dpbf16(products, w.codes[n], _mm512_load_si512(x.values[n]));
+    return fma({products}, w.scale, sum);
+  }
   static void deal(const uint16_t* row, int64_t cols, WordBlock* to) {
     const int64_t width = padded(cols);
     for (int64_t at = 0; at < code_blocks(cols) * kCodeBlock; at += kBlock) {

@@ -1,7 +1,6 @@
 // Segments of latent attention in bf16, for bf16 queries and a bf16 cache.
 //
-// Both products are multiply_tiles, on tile registers (AMX, tile_product.h) or by vectors (vector_tiles.h): whichever of
-// the two was included before this. Scores: 16 cached rows are tile A where they lie, 16 queries are
+// Both products are multiply_tiles, on tile registers (AMX, tile_product.h) or by vectors (vector_tiles.h). Scores: 16 cached rows are tile A where they lie, 16 queries are
 // tile B, so that the softmax has a query in each lane. Weighted sums: the weights of 16 queries are tile A, rounded to
 // bf16, two neighbouring keys' latents are the pairs of tile B.
 //
@@ -12,7 +11,12 @@
 #include <memory>
 
 #include "attention.h"
-#include "tile_rows.h"
+
+#if defined(VENTOUX_TILES)
+#include "tile_product.h"
+#else
+#include "vector_tiles.h"
+#endif
 
 namespace ventoux {
 namespace VENTOUX_ISA {

@@ -4,7 +4,7 @@
 //   Block                        128 columns of an activation
 //   deal(row, cols, Block* to)   a row of activations into blocks, zeros after the last column
 //   Codes(bytes, groups)         128 columns of a weight, widened
-//   step(block, sum)             sum + the products of both, 16 lanes
+//   step(codes, block, sum)      sum + the products of both, 16 lanes
 //
 // Order of a result: lane i has columns 8 i .. 8 i + 7 of each block, half a group; one chain of fused multiply-adds per
 // lane over the blocks in rising order; the tree of sum4.
@@ -72,7 +72,7 @@ inline __attribute__((always_inline)) void code_lanes(const CodeRow* w, const ty
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) acc[r][m] = codes[r].step(x[m][b], acc[r][m]);
+      for (int r = 0; r < R; ++r) acc[r][m] = C::step(codes[r], x[m][b], acc[r][m]);
   };
   // What comes next is fetched in the order of its addresses, which the hardware's own prefetcher then recognizes.
   const CodeRow ahead = w->ahead(kCodesAhead, cols);

@@ -97,7 +97,6 @@ struct FixedCodes {
     }
     return {_mm512_cvtepi32_ps(sum)};
   }
-  V step(const FixedBlock& x, V sum) const { return fma(products(x), scale * load(x.units), sum); }
 };
 
 #elif defined(__AVX2__)
@@ -128,7 +127,6 @@ struct FixedCodes {
     return _mm256_cvtepi32_ps(sum);
   }
   V products(const FixedBlock& x) const { return {half(0, x), half(1, x)}; }
-  V step(const FixedBlock& x, V sum) const { return fma(products(x), scale * load(x.units), sum); }
 };
 
 #else
@@ -148,7 +146,6 @@ struct FixedCodes {
       return float(sum);
     });
   }
-  V step(const FixedBlock& x, V sum) const { return fma(products(x), scale * load(x.units), sum); }
 };
 
 #endif
@@ -156,6 +153,9 @@ struct FixedCodes {
 struct Fixed {
   using Block = FixedBlock;
   using Codes = FixedCodes;
+  static V step(const FixedCodes& w, const FixedBlock& x, V sum) {
+    return fma(w.products(x), w.scale * load(x.units), sum);
+  }
   static void deal(const float* split, int64_t cols, FixedBlock* to) { fix_row(split, cols, to); }
 };
 

@@ -2,16 +2,9 @@
 // hardware's instructions, or in a test's variant by functions that stand for them (VENTOUX_EMULATED).
 #include "kernels.h"
 
+#include "bf16_attention.h"
 #include "linear.h"
 #include "moe.h"
-
-#if defined(VENTOUX_TILES)
-#include "tile_product.h"
-#else
-#include "vector_tiles.h"
-#endif
-
-#include "bf16_attention.h"
 
 namespace ventoux {
 namespace VENTOUX_ISA {
