@@ -5,7 +5,8 @@ import torch
 
 from tests.engines import tiny_engine
 from ventoux.errors import ConfigError
-from ventoux.evals.bench_speculation import speculation
+from ventoux.evals.bench import DecodeRun
+from ventoux.evals.bench_speculation import num_runs, speculation
 
 
 class Nobody:
@@ -33,6 +34,19 @@ def test_a_fixed_number_of_guesses_reaches_the_arithmetic_limit():
     assert wrong["tokens_per_step"] == 1
     assert right["tokens_per_step"] == pytest.approx(4, rel=0.1)  # fewer at the end, where fewer are left
     assert wrong["speed_up"] > 0 and right["without_guesses"] == wrong["without_guesses"]
+
+
+def test_each_run_is_compared_with_those_right_before_and_after(monkeypatch):
+    """Catches a ratio of medians: on a machine that slows down from run to run it favours what runs first."""
+    rates = iter([100.0, 90.0, 50.0, 60.0, 50.0])  # without, with, without, with, without
+    done = lambda engine, prompts, new_tokens: DecodeRun(next(rates), 1.0, {})  # noqa: E731
+    monkeypatch.setattr("ventoux.evals.bench_speculation.decode_run", done)
+    engine = tiny_engine(make_drafter=lambda runner, plan: Nobody())
+    ticks = []
+    choices = {"acceptances": [0.0], "batch_sizes": [1], "repeats": 2}
+    (row,) = speculation(engine, **choices, new_tokens=4, tick=lambda: ticks.append(1))
+    assert len(ticks) == num_runs(**choices) == 5
+    assert row["ratios"] == [90 / 75, 60 / 50] and row["speed_up"] == 1.2 and row["standard_error"] == 0
 
 
 def test_an_adaptive_number_is_remembered_from_one_repeat_to_the_next(monkeypatch):

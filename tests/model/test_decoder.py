@@ -102,6 +102,9 @@ def test_later_tokens_do_not_change_earlier_logits(model, sequences, expanded):
     # Not the same bits: torch's products may add in another order where experts have other numbers of rows.
     assert torch.allclose(got[:6], expanded[0][:6], atol=1e-5)
     assert not torch.allclose(got[6:], expanded[0][6:], atol=1e-2)
+    dense = tiny_model(tiny_config(vision=False, first_k_dense_replace=tiny_config().text.num_hidden_layers))
+    same, other = (logits(dense, packed(ids, [0], [11])) for ids in (sequences[0], changed))
+    assert torch.equal(same[:6], other[:6])
 
 
 def test_position_acts_through_the_query_scale(model, sequences, expanded):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.engines import generate, image, image_tokens, prompt, request, tiny_engine
-from tests.tiny import tiny_draft, tiny_draft_config, tiny_model, write_tiny
+from tests.tiny import tiny_config, tiny_draft, tiny_draft_config, tiny_model, write_tiny
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.load import load_draft
 from ventoux.checkpoint.write import model_rows, write_checkpoint
@@ -14,7 +14,7 @@ from ventoux.errors import ConfigError
 from ventoux.model.decoder import ForwardInputs
 from ventoux.ops.cpu import instruction_sets, native_operators
 from ventoux.ops.reference import REFERENCE
-from ventoux.train.draft import DraftTrainConfig, DraftTrainer, draft_config, pack
+from ventoux.train.draft import DraftTrainConfig, DraftTrainer, draft_config, first_draft, pack
 from ventoux.train.record import load_recordings, record
 
 IMAGE = image(2, 3, seed=4)
@@ -31,6 +31,10 @@ def recorded(tmp_path, asked, **choices):
     counts = list(record(engine, asked, tmp_path))
     assert counts[-1] == len(asked)
     return [r for path in sorted(tmp_path.glob("*.safetensors")) for r in load_recordings(path)]
+
+
+def trainer_of(config, target, files, out):
+    return DraftTrainer(config, target, first_draft(target.config, config.seed), files, out)
 
 
 @pytest.mark.parametrize("choices", [{}, {"max_num_batched_tokens": 5}, {"max_num_seqs": 2}], ids=str)
@@ -103,10 +107,10 @@ def test_what_the_target_was_loaded_with_does_not_matter(tmp_path):
     for ops in (REFERENCE, native_operators(1)):
         target = tiny_model()
         target.ops = ops
-        trainer = DraftTrainer(config, target, [path, path], tmp_path / ops.name)
+        trainer = trainer_of(config, target, [path, path], tmp_path / ops.name)
         trainer.train(lambda record: None)
         learnt.append(trainer.draft.eagle_linear.weight.detach())
-    untouched = DraftTrainer(config, tiny_model(), [path, path], tmp_path / "none").draft.eagle_linear.weight
+    untouched = trainer_of(config, tiny_model(), [path, path], tmp_path / "none").draft.eagle_linear.weight
     assert torch.equal(*learnt) and not torch.allclose(learnt[0], untouched)
 
 
@@ -115,7 +119,7 @@ def test_a_target_in_bf16_teaches_as_well(tmp_path):
     recorded(tmp_path / "data", requests(2))
     (path,) = (tmp_path / "data").glob("*.safetensors")
     config = DraftTrainConfig(steps=2, decay_steps=1, tokens_per_step=40, num_threads=1)
-    trainer = DraftTrainer(config, tiny_model().bfloat16(), [path, path], tmp_path)
+    trainer = trainer_of(config, tiny_model().bfloat16(), [path, path], tmp_path)
     before = trainer.draft.eagle_linear.weight.detach().clone()
     trainer.train(lambda record: None)
     after = trainer.draft.eagle_linear.weight.detach()
@@ -130,12 +134,12 @@ def test_training_exporting_and_guessing(tmp_path):
     config = DraftTrainConfig(
         steps=60, decay_steps=30, warmup_steps=5, tokens_per_step=150, learning_rate=1e-2, num_threads=1
     )
-    trainer = DraftTrainer(config, tiny_model(), [path, path], tmp_path)
+    trainer = trainer_of(config, tiny_model(), [path, path], tmp_path)
     before = trainer.judge()["held_out"][0]
     records = []
     trainer.train(records.append)
     assert records[-1]["held_out"][0] > max(0.8, before + 0.3)
-    own = trainer.config_of_draft
+    own = draft_config(tiny_config())
     write_checkpoint(tmp_path / "eagle", own, "native", model_rows(trainer.draft, own), dtype=torch.float32)
     draft = load_draft(open_checkpoint(tmp_path / "eagle"), REFERENCE, dtype=torch.float32)
     always = Speculation("eagle", 3, StoredWeights(0), own.text.cached_values, adaptive=False)
@@ -149,27 +153,20 @@ def test_an_interrupted_training_goes_on(tmp_path):
     recorded(tmp_path / "data", requests(2))
     (path,) = (tmp_path / "data").glob("*.safetensors")
     short = DraftTrainConfig(steps=3, decay_steps=2, tokens_per_step=40, num_threads=1)
-    DraftTrainer(short, tiny_model(), [path, path], tmp_path).train(lambda record: None)
-    again = DraftTrainer(DraftTrainConfig(steps=5, decay_steps=2, num_threads=1), tiny_model(), [path, path], tmp_path)
+    trainer_of(short, tiny_model(), [path, path], tmp_path).train(lambda record: None)
+    again = trainer_of(DraftTrainConfig(steps=5, decay_steps=2, num_threads=1), tiny_model(), [path, path], tmp_path)
     assert again.run.resume() and again.run.step == 3
     steps = []
     again.train(lambda record: steps.append(record["step"]))
     assert steps == [4, 5]
 
 
-def test_a_new_training_starts_with_another_draft(tmp_path):
-    """Catches a start that keeps its own weights; what is no draft of this shape is said to be none."""
-    recorded(tmp_path / "data", requests(2))
-    files = list((tmp_path / "data").glob("*.safetensors")) * 2
+def test_a_training_starts_with_another_draft(tmp_path):
+    """Catches a start that keeps its own weights."""
     write_tiny(tmp_path / "eagle", config=tiny_draft_config(), seed=5)
-    trainer = DraftTrainer(DraftTrainConfig(num_threads=1), tiny_model(), files, tmp_path)
-    trainer.start_from(tmp_path / "eagle")
-    for got, want in zip(trainer.draft.parameters(), tiny_draft(seed=5).parameters(), strict=True):
+    draft = first_draft(tiny_model().config, 0, tmp_path / "eagle")
+    for got, want in zip(draft.parameters(), tiny_draft(seed=5).parameters(), strict=True):
         assert torch.equal(got, want) and got.requires_grad
-    assert trainer.run.step == 0
-    write_tiny(tmp_path / "one-layer", config=tiny_draft_config(num_hidden_layers=1, first_k_dense_replace=1))
-    with pytest.raises(ConfigError, match="not a draft of this model's shape"):
-        trainer.start_from(tmp_path / "one-layer")
 
 
 def test_the_draft_of_a_model_has_its_widths_and_dense_layers():

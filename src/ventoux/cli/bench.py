@@ -243,11 +243,10 @@ def _formats(args: argparse.Namespace) -> _Measured:
 
 def _speculation(args: argparse.Namespace) -> _Measured:
     from ventoux.evals import bench
-    from ventoux.evals.bench_speculation import speculation
+    from ventoux.evals.bench_speculation import num_runs, speculation
 
     engine, _ = _load(args)
-    num_runs = len(args.batch_size) * args.repeats * (1 + len(args.acceptance))
-    with _ticks("measuring", num_runs, "runs") as tick:
+    with _ticks("measuring", num_runs(args.acceptance, args.batch_size, args.repeats), "runs") as tick:
         rows = speculation(
             engine,
             acceptances=args.acceptance,
@@ -258,16 +257,17 @@ def _speculation(args: argparse.Namespace) -> _Measured:
             tick=tick,
         )
     most = engine.plan.num_speculative_tokens
-    table = _table("batch", "acceptance", "tokens/s", "without", "speed-up", "limit", caption=f"{most} guesses a step")
+    caption = f"{most} guesses a step; speed-up: mean of {args.repeats} runs beside the ones right before and after"
+    table = _table("batch", "acceptance", "tokens/s", "without", "speed-up", "limit", caption=caption)
     for row in rows:
         rate, plain = row["tokens_per_second"]["median"], row["without_guesses"]["median"]
+        error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.2f}"
         table.add_row(
             *(str(row["batch_size"]), f"{row['acceptance']:.2f}", f"{rate:.1f}", f"{plain:.1f}"),
-            *(f"{row['speed_up']:.2f}", f"{row['limit']:.2f}"),
+            *(f"{row['speed_up']:.2f}{error}", f"{row['limit']:.2f}"),
         )
-    config = {**bench.model_facts(engine), "num_speculative_tokens": most, "new_tokens": args.new_tokens}
-    config["adaptive"] = args.adaptive
-    return config, {"speculation": rows}, table
+    config = {"num_speculative_tokens": most, "new_tokens": args.new_tokens, "adaptive": args.adaptive}
+    return bench.model_facts(engine) | config, {"speculation": rows}, table
 
 
 def _serve(args: argparse.Namespace) -> _Measured:

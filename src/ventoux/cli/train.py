@@ -121,15 +121,18 @@ def _train_demo(args: argparse.Namespace) -> None:
 
 def _train_draft(args: argparse.Namespace) -> None:
     from ventoux.build import build_engine
+    from ventoux.checkpoint.files import open_checkpoint
     from ventoux.checkpoint.hub import resolve_model
     from ventoux.checkpoint.write import model_rows, write_checkpoint
     from ventoux.config import EngineConfig
     from ventoux.text.tokenizer import Tokenizer
-    from ventoux.train.draft import DraftTrainConfig, DraftTrainer
+    from ventoux.train.draft import DraftTrainConfig, DraftTrainer, draft_config, first_draft
     from ventoux.train.record import FILE_SIZE, record
 
     config = _config(DraftTrainConfig, args)
     folder = resolve_model(args.model)
+    target = open_checkpoint(folder).config
+    draft = first_draft(target, config.seed, args.start_from)
     tokenizer = Tokenizer.from_file(folder)
     requests = _requests(tokenizer, args)
     if len(requests) <= FILE_SIZE:
@@ -143,16 +146,13 @@ def _train_draft(args: argparse.Namespace) -> None:
             progress(done, len(requests))
     model = engine.runner.model
     del engine, model.language_model.layers  # what is left are embeddings and head: a draft reads no more of a model
-    trainer = DraftTrainer(config, model, sorted(recordings.glob("*.safetensors")), args.out)
+    trainer = DraftTrainer(config, model, draft, sorted(recordings.glob("*.safetensors")), args.out)
     if trainer.run.resume():
         print(f"resumed at step {trainer.run.step} of {config.steps}", flush=True)
-    elif args.start_from:
-        trainer.start_from(args.start_from)
     trainer.train(_reporter(args.out))
     if args.export:
         args.export.mkdir(parents=True, exist_ok=True)
-        rows = model_rows(trainer.draft, trainer.config_of_draft)
-        write_checkpoint(args.export, trainer.config_of_draft, "native", rows)
+        write_checkpoint(args.export, draft_config(target), "native", model_rows(draft, draft_config(target)))
 
 
 def _requests(tokenizer: Tokenizer, args: argparse.Namespace) -> list[Request]:

@@ -8,6 +8,7 @@ stands the arithmetic limit: the tokens that a step brings, if guessing and veri
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections.abc import Sequence
@@ -40,6 +41,10 @@ class KnownAcceptance:
         return [t if self.rng.random() < self.acceptance else (t + 1) % self.vocab_size for t in coming]
 
 
+def num_runs(acceptances: Sequence[float], batch_sizes: Sequence[int], repeats: int) -> int:
+    return len(batch_sizes) * (repeats * (1 + len(acceptances)) + 1)
+
+
 def speculation(
     engine: Engine,
     *,
@@ -52,9 +57,12 @@ def speculation(
 ) -> list[dict[str, Any]]:
     """Decode tokens per second without guesses and with as many as the plan allows, per batch size and acceptance.
 
+    Runs take turns, and each with guesses is compared with the ones without right before and after it: a shared host
+    changes its speed by 15 % within minutes, and by much less within two runs.
+
     Args:
         adaptive: As many guesses as pay instead; what is found out in one repeat is known in the next, as in a server.
-        tick: Called after every run; there are len(batch_sizes) * repeats * (1 + len(acceptances)) of them.
+        tick: Called after every run; there are `num_runs` of them.
 
     Raises:
         ConfigError: the engine was built without a draft.
@@ -68,27 +76,32 @@ def speculation(
         runs: dict[float | None, list[DecodeRun]] = {a: [] for a in (None, *acceptances)}
         drafters = {a: KnownAcceptance(own.drafter, a, own.vocab_size) for a in acceptances}
         guessing = {a: Speculation(d, engine.scheduler, engine.plan, own.vocab_size) for a, d in drafters.items()}
-        for repeat in range(repeats):
+        for repeat in range(repeats + 1):
             engine.speculation = None
             prompts = random_prompts(engine, batch_size, DECODE_PROMPT, repeat)
             runs[None].append(decode_run(engine, prompts, new_tokens))
             tick()
-            for acceptance, drafter in drafters.items():
+            for acceptance, drafter in drafters.items() if repeat < repeats else ():
                 drafter.coming = runs[None][-1].answers
                 engine.speculation = guessing[acceptance]
                 engine.speculation.pace.adaptive = adaptive
                 runs[acceptance].append(decode_run(engine, prompts, new_tokens))
                 tick()
-        plain = spread([run.tokens_per_second for run in runs[None]])
+        plain = [run.tokens_per_second for run in runs[None]]
         for acceptance in acceptances:
-            found = spread([run.tokens_per_second for run in runs[acceptance]])
+            found = [run.tokens_per_second for run in runs[acceptance]]
+            beside = [statistics.mean(pair) for pair in itertools.pairwise(plain)]
+            ratios = [with_guesses / without for with_guesses, without in zip(found, beside, strict=True)]
             rows.append(
                 {
                     "batch_size": batch_size,
                     "acceptance": acceptance,
-                    "tokens_per_second": found,
-                    "without_guesses": plain,
-                    "speed_up": found["median"] / plain["median"],
+                    "tokens_per_second": spread(found),
+                    "without_guesses": spread(plain),
+                    # Not their median: the few runs in which more guesses are tried are what adapting costs.
+                    "speed_up": statistics.mean(ratios),
+                    "standard_error": statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None,
+                    "ratios": ratios,
                     "tokens_per_step": statistics.median(run.tokens_per_step / batch_size for run in runs[acceptance]),
                     "limit": sum(acceptance**i for i in range(most + 1)),
                 }

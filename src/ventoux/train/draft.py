@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 
-from ventoux.checkpoint.files import open_checkpoint
+from ventoux.build import open_draft
+from ventoux.checkpoint.files import Checkpoint
 from ventoux.checkpoint.load import load_draft
 from ventoux.config import ModelConfig
 from ventoux.errors import ConfigError
@@ -26,6 +28,7 @@ from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4
 from ventoux.ops.formats import dense
 from ventoux.ops.reference import REFERENCE
+from ventoux.speculative import SpeculativeConfig
 from ventoux.train.record import Recording, load_recordings
 from ventoux.train.run import Run, Schedule
 from ventoux.train.start import fan_in_noise
@@ -103,35 +106,45 @@ def initialise_draft(draft: Draft, seed: int) -> None:
     draft.eagle_linear.weight[:, D:] += torch.eye(D)
 
 
+def first_draft(target: ModelConfig, seed: int, folder: Path | None = None) -> Draft:
+    """What training begins with: noise, or the weights of a draft checkpoint, of the same model trained less for
+    instance.
+
+    Raises:
+        CheckpointError: the checkpoint is broken.
+        ConfigError: there is no such folder, or it holds no draft of `draft_config`'s shape for this model.
+    """
+    draft = Draft(draft_config(target).text, REFERENCE)
+    if folder is None:
+        initialise_draft(draft, seed)
+        return draft
+    if not folder.is_dir():
+        raise ConfigError(f"--start-from {folder}: no such folder.")
+    asked = SpeculativeConfig(method="eagle", model=str(folder))
+    checkpoint = cast(Checkpoint, open_draft(folder, asked, target))
+    try:
+        draft.load_state_dict(load_draft(checkpoint, REFERENCE, dtype=torch.float32).state_dict())
+    except RuntimeError as error:  # torch's way to list tensors that do not fit
+        raise ConfigError(f"--start-from {folder}: not a draft of this model's shape ({error}).") from error
+    return draft
+
+
 class DraftTrainer:
-    """`recordings` are files written by `record`, of which the last is held out.
+    """`recordings` are files written by `record`, of which the last is held out; `draft` is trained in place.
 
     Of the target only embeddings and head are used. The head's product is the reference's, whatever operators the
     target was loaded with: native ones pass no gradients on.
     """
 
-    def __init__(self, config: DraftTrainConfig, target: Mistral4, recordings: list[Path], out: Path):
+    def __init__(self, config: DraftTrainConfig, target: Mistral4, draft: Draft, recordings: list[Path], out: Path):
         self.config = config
         self.decoder = target.language_model.float().requires_grad_(False)
         self.head_VD = dense(target.lm_head.weight, torch.float32).detach().float()
-        self.config_of_draft = draft_config(target.config)
-        self.draft = Draft(self.config_of_draft.text, REFERENCE)
-        initialise_draft(self.draft, config.seed)
+        self.draft = draft
         self.files, self.held_out = recordings[:-1], load_recordings(recordings[-1])
         schedule = Schedule(config.steps, config.decay_steps, config.warmup_steps, config.learning_rate)
         self.run = Run({"draft": self.draft}, schedule, config.weight_decay, out)
         self.pool = ThreadPoolExecutor(config.num_threads)
-
-    def start_from(self, folder: Path) -> None:
-        """Takes the weights of a draft checkpoint: of the same model, trained less, for instance.
-
-        Raises CheckpointError if it is broken or no draft, ConfigError if it has another shape.
-        """
-        loaded = load_draft(open_checkpoint(folder), REFERENCE, dtype=torch.float32)
-        try:
-            self.draft.load_state_dict(loaded.state_dict())
-        except RuntimeError as error:  # torch's way to list tensors that do not fit
-            raise ConfigError(f"--start-from {folder}: not a draft of this model's shape ({error}).") from error
 
     def train(self, report: Callable[[dict], None]) -> None:
         """Runs to the last step; `report` gets a record per step."""
