@@ -111,7 +111,7 @@ def _round(peers: list[Peer], models: Path, args: argparse.Namespace, seed: int)
             print(f"round {seed + 1} of {args.rounds}: {peer.name} {variant}", flush=True)
             speeds = {
                 "bytes_per_second": machine.memory_bandwidth()["bytes_per_second"],
-                "operations_per_second": report.matrix_peak(),
+                "operations_per_second": machine.matrix_peak()["operations_per_second"],
             }
             entries.append(
                 {"engine": f"{peer.name} {variant}", **speeds, **_measure(peer, variant, models, args, seed)}

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
-
-import torch
 
 from ventoux.evals.bench import spread
 
 OURS = "ventoux "
-MATRIX_SIZE = 2048
-
-
-def matrix_peak(repeats: int = 3) -> float:
-    """Operations per second of torch's square product: the best run, in bf16 or fp32, whichever is faster here."""
-    best = 0.0
-    for dtype in (torch.bfloat16, torch.float32):
-        a = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype)
-        for _ in range(repeats):
-            started = time.perf_counter()
-            a @ a
-            best = max(best, 2 * MATRIX_SIZE**3 / (time.perf_counter() - started))
-    return best
 
 
 def summary(rounds: list[list[dict[str, Any]]], model: dict[str, Any]) -> dict[str, Any]:

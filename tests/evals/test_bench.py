@@ -120,6 +120,19 @@ def test_share_of_bandwidth():
     assert rows[0]["share_of_bandwidth"] == 0.5
 
 
+def test_share_of_matrix_peak():
+    """Two operations per weight that a token of a prompt meets; of the five routed experts it meets two."""
+    model = tiny_model(tiny_config(vision=False))
+    text = model.config.text
+    others = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
+    del others["lm_head.weight"]
+    experts = text.num_hidden_layers * text.num_experts_per_tok * 3 * text.hidden_size * text.moe_intermediate_size
+    assert bench.active_operations(model) == pytest.approx(2 * (sum(others.values()) + experts))
+    rows = [{"tokens_per_second": {"median": 50.0}, "operations_per_token": 6.0}]
+    bench.add_peak_shares(rows, peak=1000.0)
+    assert rows[0]["share_of_matrix_peak"] == pytest.approx(0.3)
+
+
 def test_prompts_differ_between_runs_and_hold_no_control_tokens():
     """Equal prompts would be found in the prefix cache, and measured as infinitely fast."""
     prompts = [bench.random_prompt(50, 1317, seed) for seed in range(20)]
@@ -149,6 +162,7 @@ def test_throughput_counts_requests_and_tokens(monkeypatch):
 @pytest.fixture
 def fast_memory(monkeypatch):
     monkeypatch.setattr(machine, "memory_bandwidth", lambda: {"bytes_per_second": 1e9, "method": "made up"})
+    monkeypatch.setattr(machine, "matrix_peak", lambda: {"operations_per_second": 1e9, "method": "invented"})
 
 
 FAST = ("--num-threads", "1", "--max-model-len", "256")
@@ -165,9 +179,20 @@ def test_latency_command_writes_a_result(checkpoint, tmp_path, fast_memory, caps
     assert result["machine"]["cores"] >= 1 and result["versions"]["torch"]
     assert result["results"]["memory"]["peak_bytes"] >= result["results"]["memory"]["loaded_bytes"] > 2**20
     assert result["results"]["decode"][1]["share_of_bandwidth"] > 0
+    assert result["results"]["prefill"][0]["share_of_matrix_peak"] > 0
     assert str(tmp_path) not in json.dumps(result), "a result file names folders of this machine"
     shown = capsys.readouterr().out
     assert "prefill of 32" in shown and "decode, batch of 2" in shown and "made up" in shown
+
+
+def test_operators_command_shows_each_operator(checkpoint, tmp_path, fast_memory, capsys):
+    path = tmp_path / "operators.json"
+    words = ("--prompt-tokens", "16", "--batch-size", "2", "--context", "40", "--repeats", "1", "--output", str(path))
+    assert main(["bench", "operators", str(checkpoint), *words, *FAST]) == 0
+    cases = json.loads(path.read_text())["results"]["operators"]
+    assert [(row["case"], row["size"]) for row in cases] == [("prompt", 16), ("decode", 2), ("behind", 40)]
+    shown = capsys.readouterr().out
+    assert "decode 2" in shown and "q_b_proj" in shown and "latent_attention" in shown and "made up" in shown
 
 
 def test_throughput_command(checkpoint, capsys):

@@ -164,7 +164,7 @@ def test_an_interrupted_training_goes_on(tmp_path):
 def test_a_training_starts_with_another_draft(tmp_path):
     """Catches a start that keeps its own weights."""
     write_tiny(tmp_path / "eagle", config=tiny_draft_config(), seed=5)
-    draft = first_draft(tiny_model().config, 0, tmp_path / "eagle")
+    draft = first_draft(tiny_model().config, 0, open_checkpoint(tmp_path / "eagle"))
     for got, want in zip(draft.parameters(), tiny_draft(seed=5).parameters(), strict=True):
         assert torch.equal(got, want) and got.requires_grad
 

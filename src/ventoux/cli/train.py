@@ -120,11 +120,12 @@ def _train_demo(args: argparse.Namespace) -> None:
 
 
 def _train_draft(args: argparse.Namespace) -> None:
-    from ventoux.build import build_engine
+    from ventoux.build import build_engine, open_draft
     from ventoux.checkpoint.files import open_checkpoint
     from ventoux.checkpoint.hub import resolve_model
     from ventoux.checkpoint.write import model_rows, write_checkpoint
     from ventoux.config import EngineConfig
+    from ventoux.speculative import SpeculativeConfig
     from ventoux.text.tokenizer import Tokenizer
     from ventoux.train.draft import DraftTrainConfig, DraftTrainer, draft_config, first_draft
     from ventoux.train.record import FILE_SIZE, record
@@ -132,7 +133,12 @@ def _train_draft(args: argparse.Namespace) -> None:
     config = _config(DraftTrainConfig, args)
     folder = resolve_model(args.model)
     target = open_checkpoint(folder).config
-    draft = first_draft(target, config.seed, args.start_from)
+    start = None
+    if args.start_from is not None:
+        if not args.start_from.is_dir():
+            raise ConfigError(f"--start-from {args.start_from}: no such folder.")
+        start = open_draft(folder, SpeculativeConfig(method="eagle", model=str(args.start_from)), target)
+    draft = first_draft(target, config.seed, start)
     tokenizer = Tokenizer.from_file(folder)
     requests = _requests(tokenizer, args)
     if len(requests) <= FILE_SIZE:

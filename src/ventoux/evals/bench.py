@@ -70,7 +70,8 @@ def latency(
             # The first run pays for pages and caches that are touched for the first time.
             if run >= 0:
                 rates.append(length / seconds)
-        prefill.append({"prompt_tokens": length, "tokens_per_second": spread(rates)})
+        row = {"prompt_tokens": length, "tokens_per_second": spread(rates)}
+        prefill.append({**row, "operations_per_token": active_operations(engine.runner.model)})
     for batch_size in batch_sizes:
         rates, per_step = [], []
         for run in range(repeats):
@@ -94,6 +95,12 @@ def add_shares(decode: list[dict[str, Any]], bandwidth: float) -> None:
         steps_per_second = row["tokens_per_second"]["median"] / row["tokens_per_step"]
         step_bytes = row["weight_bytes_per_step"] + row.get("latent_bytes_per_step", 0)
         row["share_of_bandwidth"] = steps_per_second * step_bytes / bandwidth
+
+
+def add_peak_shares(prefill: list[dict[str, Any]], peak: float) -> None:
+    """Adds to each row which share of the matrix product's operations per second it came to."""
+    for row in prefill:
+        row["share_of_matrix_peak"] = row["tokens_per_second"]["median"] * row["operations_per_token"] / peak
 
 
 def acceptance(engine: Engine) -> dict[str, Any] | None:
@@ -161,6 +168,15 @@ def active_bytes(model: Mistral4, batch_size: int) -> int:
         weight: Weight = getattr(model.get_submodule(owner), name)
         count += weight.nbytes * (chosen if row.is_routed else 1)
     return round(count)
+
+
+def active_operations(model: Mistral4) -> float:
+    """Multiplications and additions with weights for one token of a prompt: attention over other tokens is not in it,
+    nor the head, which meets one token of a prompt."""
+    text = model.config.text
+    chosen = text.num_experts_per_tok / text.n_routed_experts
+    counted = (row for row in tensor_table(model.config) if row.part not in ("vision", "embedding", "head", "norms"))
+    return sum(2 * row.num_parameters * (chosen if row.is_routed else 1) for row in counted)
 
 
 def check_fits(plan: EnginePlan, length: int, batch_size: int) -> None:

@@ -32,7 +32,7 @@ def long_context(
         runs = []
         for run in range(repeats):
             (prompt,) = prompts = random_prompts(engine, 1, context, seed=run)
-            _remember(engine, prompt)
+            remember(engine, prompt)
             runs.append(decode_run(engine, prompts, new_tokens))
             tick()
         rows.append(
@@ -54,7 +54,7 @@ def check_context(engine: Engine, contexts: Sequence[int], new_tokens: int) -> N
     check_fits(engine.plan, max(contexts, default=0) + new_tokens, 1)
 
 
-def _remember(engine: Engine, prompt: list[int]) -> None:
+def remember(engine: Engine, prompt: list[int]) -> None:
     """Random latents for the prompt's full pages."""
     request = Request(request_id="bench-context", prompt_token_ids=prompt, params=SamplingParams())
     (sequence,) = make_sequences(request, engine.config, engine.plan.max_model_len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -23,6 +24,7 @@ PACKAGES = (
     *("torch", "mistral-common", "llguidance", "safetensors", "huggingface-hub", "numpy", "pillow", "msgspec"),
     *("pydantic", "fastapi", "uvicorn", "httpx2", "rich"),
 )
+MATRIX_SIZE = 2048
 # Instruction sets that decide how fast a CPU can multiply, x86 then Arm.
 INSTRUCTION_SETS = (
     *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
@@ -88,6 +90,23 @@ def memory_bandwidth(hardware: Hardware | None = None, repeats: int = 5) -> dict
             seconds.append(time.perf_counter() - started)
     method = f"torch fp32 sum over {nbytes / 2**20:.0f} MiB, {hardware.num_cores} thread(s), best of {repeats}"
     return {"bytes_per_second": nbytes / min(seconds), "method": method}
+
+
+def matrix_peak(hardware: Hardware | None = None, repeats: int = 3) -> dict[str, Any]:
+    """Operations per second of torch's square product: the best run, in bf16 or fp32, whichever is faster here."""
+    hardware = hardware or probe()
+    seconds = {}
+    with torch_threads(hardware.num_cores):
+        for dtype in (torch.bfloat16, torch.float32):
+            values = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype)
+            for _ in range(repeats):
+                started = time.perf_counter()
+                torch.matmul(values, values)
+                seconds[dtype] = min(seconds.get(dtype, math.inf), time.perf_counter() - started)
+    best = min(seconds, key=lambda dtype: seconds[dtype])
+    name, size = str(best).removeprefix("torch."), MATRIX_SIZE
+    method = f"torch {name} product of {size} x {size}, {hardware.num_cores} thread(s), best of {repeats}"
+    return {"operations_per_second": 2 * MATRIX_SIZE**3 / seconds[best], "method": method}
 
 
 def peak_memory() -> int:

@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 
-from ventoux.build import open_draft
 from ventoux.checkpoint.files import Checkpoint
 from ventoux.checkpoint.load import load_draft
 from ventoux.config import ModelConfig
@@ -28,7 +26,6 @@ from ventoux.model.eagle import Draft
 from ventoux.model.mistral4 import Mistral4
 from ventoux.ops.formats import dense
 from ventoux.ops.reference import REFERENCE
-from ventoux.speculative import SpeculativeConfig
 from ventoux.train.record import Recording, load_recordings
 from ventoux.train.run import Run, Schedule
 from ventoux.train.start import fan_in_noise
@@ -106,26 +103,19 @@ def initialise_draft(draft: Draft, seed: int) -> None:
     draft.eagle_linear.weight[:, D:] += torch.eye(D)
 
 
-def first_draft(target: ModelConfig, seed: int, folder: Path | None = None) -> Draft:
-    """What training begins with: noise, or the weights of a draft checkpoint, of the same model trained less for
-    instance.
+def first_draft(target: ModelConfig, seed: int, start: Checkpoint | None = None) -> Draft:
+    """What training begins with: noise, or a draft's weights, of the same model trained less for instance.
 
-    Raises:
-        CheckpointError: the checkpoint is broken.
-        ConfigError: there is no such folder, or it holds no draft of `draft_config`'s shape for this model.
+    Raises ConfigError if they are not of `draft_config`'s shape for this model.
     """
     draft = Draft(draft_config(target).text, REFERENCE)
-    if folder is None:
+    if start is None:
         initialise_draft(draft, seed)
         return draft
-    if not folder.is_dir():
-        raise ConfigError(f"--start-from {folder}: no such folder.")
-    asked = SpeculativeConfig(method="eagle", model=str(folder))
-    checkpoint = cast(Checkpoint, open_draft(folder, asked, target))
     try:
-        draft.load_state_dict(load_draft(checkpoint, REFERENCE, dtype=torch.float32).state_dict())
+        draft.load_state_dict(load_draft(start, REFERENCE, dtype=torch.float32).state_dict())
     except RuntimeError as error:  # torch's way to list tensors that do not fit
-        raise ConfigError(f"--start-from {folder}: not a draft of this model's shape ({error}).") from error
+        raise ConfigError(f"--start-from: not a draft of this model's shape ({error}).") from error
     return draft
 
 
