@@ -101,8 +101,9 @@ struct Fp32 {
 };
 
 // out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched
-// meanwhile: the rows that come next, which the hardware's own prefetcher finds too late when each row is a stream of
-// its own.
+// meanwhile, in the order of its addresses: the rows that come next. The hardware's own prefetcher finds them too late
+// when each row is a stream of its own, and goes on from lines that are fetched in order; row by row they come at 20
+// GB/s where they now come at 27 (experts, 8 tokens, an EPYC).
 //
 // One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
@@ -126,7 +127,7 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
   const int64_t whole = cols / kBlock, rest = cols % kBlock;
   for (int64_t i = 0; i < whole; ++i) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) w[r].prefetch(i, ahead);
+    for (int r = 0; r < R; ++r) w[0].prefetch(i * R + r, ahead);
     add.template operator()<0>(i, [&](const Reader& row) { return A::template part<0>(row, i); });
     if constexpr (A::kParts == 2) {
       int64_t again = i;

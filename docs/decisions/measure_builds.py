@@ -1,0 +1,131 @@
+"""The figures of decision 015: two builds of csrc/ side by side, each in a process of its own, by turns. A shared
+machine changes its speed within seconds; the ratio of two runs right behind each other hardly does.
+
+    python measure_builds.py OLD.so NEW.so [--format fp8] [--isa avx512_vnni] moe:1 moe:8 linear:32
+
+`moe:8` is eight tokens through eight layers of 64 experts, `linear:8` through eight products of 16,384 rows, all of
+1024 columns. A build is what `pip wheel .` or cmake leaves as `_native*.so`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+LAYERS, EXPERTS, HIDDEN, INNER, CHOSEN, ROWS = 8, 64, 1024, 512, 4, 16384
+FORMATS = ("bf16", "fp8", "nvfp4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("builds", nargs=2)
+    parser.add_argument("cases", nargs="+")
+    parser.add_argument("--format", choices=FORMATS, default="bf16")
+    parser.add_argument("--isa", default="", help="another instruction set than the best")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--repeats", type=int, default=25)
+    args = parser.parse_args()
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--worker", build, args.format, args.isa, args.threads],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for build in args.builds
+    ]
+    print(f"{args.format}; GB/s of weights, medians of {args.repeats} (best); {ask(workers[0])}, {ask(workers[1])}")
+    for case in args.cases:
+        rates: list[list[float]] = [[], []]
+        for repeat in range(args.repeats + 1):
+            results = []
+            for worker, found in zip(workers, rates, strict=True):
+                tell(worker, f"{case}:{repeat}")
+                rate, total = ask(worker).split()
+                results.append(total)
+                if repeat:  # the first one touches the memory
+                    found.append(float(rate))
+            assert results[0] == results[1], "the builds do not agree bit for bit"
+        old, new = ([statistics.median(found), max(found)] for found in rates)
+        ratio = statistics.median(n / o for o, n in zip(*rates, strict=True))
+        print(
+            f"{case:>10}: {old[0]:5.1f} ({old[1]:5.1f}), {new[0]:5.1f} ({new[1]:5.1f}), ratio {ratio:.3f}", flush=True
+        )
+
+
+def tell(worker: subprocess.Popen[str], line: str) -> None:
+    assert worker.stdin is not None
+    print(line, file=worker.stdin, flush=True)
+
+
+def ask(worker: subprocess.Popen[str]) -> str:
+    assert worker.stdout is not None
+    return worker.stdout.readline().strip()
+
+
+def work(build: str, form: str, isa: str, threads: str) -> None:
+    """Says which operators it has, then answers `operator:tokens:seed` with GB/s and a sum of all results."""
+    import ventoux.ops
+
+    spec = importlib.util.spec_from_file_location("ventoux.ops._native", build)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["ventoux.ops._native"] = ventoux.ops._native = module  # type: ignore[attr-defined]
+    from ventoux.ops.cpu import native_operators
+
+    torch.set_num_threads(1)
+    ops = native_operators(int(threads), isa or None)
+    seeds = torch.Generator().manual_seed(0)
+    gate_up = [weight(form, (EXPERTS, 2 * INNER, HIDDEN), seeds) for _ in range(LAYERS)]
+    down = [weight(form, (EXPERTS, HIDDEN, INNER), seeds) for _ in range(LAYERS)]
+    shapes = ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
+    shared = [tuple(weight(form, shape, seeds) for shape in shapes) for _ in range(LAYERS)]
+    dense = [weight(form, (ROWS, HIDDEN), seeds) for _ in range(LAYERS)]
+    expert = (gate_up[0].nbytes + down[0].nbytes) / EXPERTS
+    print(ops.name, flush=True)
+    for line in sys.stdin:
+        operator, count, seed = line.split(":")
+        generator = torch.Generator().manual_seed(int(seed))
+        x = torch.randn(int(count), HIDDEN, generator=generator).bfloat16()
+        choices = [torch.rand(len(x), EXPERTS, generator=generator).topk(CHOSEN).indices for _ in range(LAYERS)]
+        shares = torch.rand(len(x), CHOSEN, generator=generator)
+        started = time.perf_counter()
+        if operator == "moe":
+            layers = zip(choices, gate_up, down, shared, strict=True)
+            results = [ops.moe(x, shares, chosen, *weights) for chosen, *weights in layers]
+            nbytes = sum((len(chosen.unique()) + 1) * expert for chosen in choices)
+        else:
+            results = [ops.linear(x, weights) for weights in dense]
+            nbytes = sum(weights.nbytes for weights in dense)
+        seconds = time.perf_counter() - started
+        print(nbytes / seconds / 1e9, sum(result.double().sum().item() for result in results), flush=True)
+
+
+def weight(form: str, shape: tuple[int, ...], generator: torch.Generator):
+    """In memory as the loader takes it, codes of every value but FP8's NaN."""
+    from ventoux.ops.formats import FP8, GROUP, Fp8Weight, Nvfp4Weight
+    from ventoux.ops.native import empty
+
+    if form == "bf16":
+        return empty(shape, torch.bfloat16).normal_(generator=generator)
+    *rows, cols = shape
+    scales = torch.ones(rows)
+    if form == "fp8":
+        return Fp8Weight(empty(shape, torch.uint8).random_(0, 127, generator=generator).view(FP8), scales)
+    codes = empty((*rows, cols // 2), torch.uint8).random_(0, 256, generator=generator)
+    groups = empty((*rows, cols // GROUP), torch.uint8).random_(8, 127, generator=generator)
+    return Nvfp4Weight(codes, groups.view(FP8), scales)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(*sys.argv[2:])
+    else:
+        main()
