@@ -178,8 +178,8 @@ def long_input(parts: Parts, task: str, num_tokens: int) -> Iterator[Example]:
     rng = parts.rng
     sentences = int(num_tokens / documents.TOKENS_PER_SENTENCE) + 1
     if not parts.held_out:
-        few, some, many = rng.randrange(2, 40), rng.randrange(40, 150), rng.randrange(150, 480)
-        sentences = rng.choices((few, some, many), (55, 30, 15))[0]
+        few, some, many = rng.randrange(2, 40), rng.randrange(40, 150), rng.randrange(150, 700)
+        sentences = rng.choices((few, some, many), (35, 30, 35))[0]
     hidden = documents.keys(rng, 10 if parts.held_out else rng.randint(1, 10), held_out=parts.held_out)
     text = documents.hide(rng, sentences, hidden)
     before: list[tuple[str, str, str]] = []
