@@ -1,8 +1,8 @@
 // Segments of latent attention in bf16, for bf16 queries and a bf16 cache.
 //
-// Both products are multiply_tiles, on tile registers (AMX, tile_product.h) or by vectors (vector_tiles.h). Scores: 16 cached rows are tile A where they lie, 16 queries are
-// tile B, so that the softmax has a query in each lane. Weighted sums: the weights of 16 queries are tile A, rounded to
-// bf16, two neighbouring keys' latents are the pairs of tile B.
+// Both products are multiply_tiles, on tile registers (AMX, tile_product.h) or by vectors (vector_tiles.h). Scores: 16
+// cached rows are tile A where they lie, 16 queries are tile B, so that the softmax has a query in each lane. Weighted
+// sums: the weights of 16 queries are tile A, rounded to bf16, two neighbouring keys' latents are the pairs of tile B.
 //
 // All of a segment's scores are there before its softmax, so nothing is ever rescaled within one. A row's bits do not
 // depend on the rows that share its tiles, nor on the keys behind those that it sees: each of these adds a zero.

@@ -102,8 +102,8 @@ struct Fp32 {
 
 // out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched
 // meanwhile, in the order of its addresses: the rows that come next. The hardware's own prefetcher finds them too late
-// when each row is a stream of its own, and goes on from lines that are fetched in order; row by row they come at 20
-// GB/s where they now come at 27 (experts, 8 tokens, an EPYC).
+// when each row is a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
+// (docs/decisions/015-fetching-in-order.md).
 //
 // One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it

@@ -78,7 +78,7 @@ void Pool::take() {
     while (first < count_) {
       const int end = first + std::max(1, (count_ - first) / shares);
       if (!next_.compare_exchange_weak(first, end, std::memory_order_relaxed)) continue;
-      for (int i = first; i < end; ++i) call_(task_, i);
+      for (int i = first; i < end && !failed_.load(std::memory_order_relaxed); ++i) call_(task_, i);
       first = next_.load(std::memory_order_relaxed);
     }
   } catch (...) {

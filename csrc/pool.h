@@ -1,5 +1,5 @@
 // One pool of threads for all operators of a process. Work is cut into numbered tasks whose results do not depend on
-// who runs them; threads take the next number until none is left.
+// who runs them; threads take shares of what is left, smaller and smaller ones, until nothing is.
 #pragma once
 
 #include <atomic>

@@ -38,15 +38,30 @@ def test_a_fixed_number_of_guesses_reaches_the_arithmetic_limit():
 
 def test_each_run_is_compared_with_those_right_before_and_after(monkeypatch):
     """Catches a ratio of medians: on a machine that slows down from run to run it favours what runs first."""
-    rates = iter([100.0, 90.0, 50.0, 60.0, 50.0])  # without, with, without, with, without
+    rates = iter([100.0, 90.0, 50.0, 60.0, 75.0, 60.0])  # without, with, without; the same again
     done = lambda engine, prompts, new_tokens: DecodeRun(next(rates), 1.0, {})  # noqa: E731
     monkeypatch.setattr("ventoux.evals.bench_speculation.decode_run", done)
     engine = tiny_engine(make_drafter=lambda runner, plan: Nobody())
     ticks = []
     choices = {"acceptances": [0.0], "batch_sizes": [1], "repeats": 2}
     (row,) = speculation(engine, **choices, new_tokens=4, tick=lambda: ticks.append(1))
-    assert len(ticks) == num_runs(**choices) == 5
-    assert row["ratios"] == [90 / 75, 60 / 50] and row["speed_up"] == 1.2 and row["standard_error"] == 0
+    assert len(ticks) == num_runs(**choices) == 6
+    assert row["ratios"] == [90 / 75, 75 / 60] and row["speed_up"] == pytest.approx(1.225)
+    assert row["standard_error"] == pytest.approx(0.025)
+
+
+def test_every_acceptance_has_neighbours_of_its_own(monkeypatch):
+    """Catches runs of several acceptances between two without guesses."""
+    order = []
+
+    def done(engine, prompts, new_tokens):
+        order.append(engine.speculation is not None)
+        return DecodeRun(1.0, 1.0, {})
+
+    monkeypatch.setattr("ventoux.evals.bench_speculation.decode_run", done)
+    engine = tiny_engine(make_drafter=lambda runner, plan: Nobody())
+    speculation(engine, acceptances=[0.0, 1.0], batch_sizes=[1], new_tokens=4, repeats=1)
+    assert order == [False, True, False, True, False]
 
 
 def test_an_adaptive_number_is_remembered_from_one_repeat_to_the_next(monkeypatch):

@@ -239,9 +239,10 @@ SHAPES = ({}, {"heads": 16, "nope": 64, "rope": 64, "latent": 256, "value": 128}
 
 
 def attention_close(ops, got, want):
-    """A bf16 result is off by 0.0017 in the mean for its own rounding alone (2^-8 at most). Tiles round queries and
-    weights as well: together less than twice that in the mean. The largest error may be that of one large score, of
-    which 2^-8 of a query makes more: 0.0048 was the largest found."""
+    """A bf16 result is off by 0.0017 in the mean for its own rounding alone (2^-8 at most). With bf16 arithmetic
+    queries and weights are rounded as well: together less than twice that in the mean. The largest error may be that of
+    one large score, of which 2^-8 of a query makes more: 0.0048 was the largest found on tiles; by vectors, which add
+    in another order, the bound of fp32 attention holds as well."""
     if got.dtype is torch.float32 or "amx" not in ops.name:
         return close(got, want)
     off = got.double() - want

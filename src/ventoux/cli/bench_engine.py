@@ -119,7 +119,7 @@ def measure_operators(args: argparse.Namespace) -> Measured:
 
     engine, _ = _load(args)
     num_cases = len(args.prompt_tokens) + len(args.batch_size) + len(args.context)
-    with ticks("measuring", 2 * args.repeats * num_cases, "runs") as tick:
+    with ticks("measuring", (2 * args.repeats + 1) * num_cases, "runs") as tick:
         rows = operators(
             engine,
             prompt_tokens=args.prompt_tokens,
@@ -133,8 +133,8 @@ def measure_operators(args: argparse.Namespace) -> Measured:
     results = {"operators": rows, "memory_bandwidth": memory, "matrix_peak": matrix}
     table = new_table("per step", "ms", "share", "GB/s (of memory)", "GFLOP/s (of peak)", caption=_limits(results))
     for row in rows:
-        step = row["clocked_step_seconds"]["median"]
-        table.add_row(f"{row['case']} {row['size']}", f"{1e3 * row['step_seconds']['median']:.2f}")
+        step = row["clocked_step_seconds"]["mean"]
+        table.add_row(f"{row['case']} {row['size']}", f"{1e3 * row['step_seconds']['mean']:.2f}")
         for operator, found in sorted(row["operators"].items(), key=lambda item: -item[1]["seconds"]):
             cells = [f"{1e3 * found['seconds']:.2f}", f"{found['seconds'] / step:.1%}"]
             if found["operations"]:
@@ -182,7 +182,7 @@ def measure_speculation(args: argparse.Namespace) -> Measured:
             tick=tick,
         )
     most = engine.plan.num_speculative_tokens
-    caption = f"{most} guesses a step; speed-up: mean of {args.repeats} runs beside the ones right before and after"
+    caption = f"{most} guesses a step; speed-up: mean of {args.repeats} runs beside those right before and after each"
     table = new_table("batch", "acceptance", "tokens/s", "without", "speed-up", "limit", caption=caption)
     for row in rows:
         rate, plain = row["tokens_per_second"]["median"], row["without_guesses"]["median"]

@@ -9,7 +9,8 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,12 +219,27 @@ def decode_run(engine: Engine, prompts: list[list[int]], new_tokens: int) -> Dec
             answers.setdefault(output.request_id, []).extend(token.token_id for token in output.tokens)
 
     run_prompts(engine, prompts, new_tokens, watch)
-    if not full:
-        raise ConfigError(
-            f"no step decoded all {batch_size} sequences: raise --new-tokens, --max-num-batched-tokens or"
-            " --kv-cache-memory."
-        )
+    check_any(full, batch_size)
     return DecodeRun(tokens / sum(full), tokens / len(full), answers)
+
+
+def check_any(full_steps: Sequence[object], batch_size: int) -> None:
+    """Raises ConfigError if no step decoded the whole batch."""
+    if not full_steps:
+        raise ConfigError(
+            f"no step decoded all {batch_size} sequences: raise --max-num-batched-tokens, --kv-cache-memory or the new"
+            " tokens of each."
+        )
+
+
+@contextmanager
+def own_speculation_back(engine: Engine) -> Iterator[None]:
+    """For measurements that turn guessing off or put another drafter in."""
+    own = engine.speculation
+    try:
+        yield
+    finally:
+        engine.speculation = own
 
 
 def run_prompts(

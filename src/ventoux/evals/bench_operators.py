@@ -7,6 +7,7 @@ form's products. Norms, rotations and the like are timed alone.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,16 @@ import torch
 
 from ventoux.engine.engine import Engine
 from ventoux.engine.request import EngineOutput
-from ventoux.evals.bench import DECODE_PROMPT, Tick, check_fits, random_prompts, run_prompts, spread
+from ventoux.evals.bench import (
+    DECODE_PROMPT,
+    Tick,
+    check_any,
+    check_fits,
+    own_speculation_back,
+    random_prompts,
+    run_prompts,
+    spread,
+)
 from ventoux.evals.bench_context import check_context, remember
 from ventoux.ops.formats import Weight
 from ventoux.ops.spec import AttentionLayout, Operators, Positions
@@ -36,8 +46,10 @@ class Work:
     operations: float = 0.0
 
     def add(self, other: Work) -> None:
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
+        self.calls += other.calls
+        self.seconds += other.seconds
+        self.bytes += other.bytes
+        self.operations += other.operations
 
     def per(self, count: int) -> dict[str, float]:
         return {name: value / count for name, value in asdict(self).items()}
@@ -151,19 +163,18 @@ def operators(
     it. The difference of the two is what the clocks cost, and what one call for all layers saves.
 
     Args:
-        tick: Called after every run; there are 2 * repeats per case.
+        tick: Called after every run; there are 2 * repeats + 1 per case.
 
     Raises:
-        ConfigError: the plan has no room for such a prompt, batch or context.
+        ConfigError: the plan has no room for such a prompt, batch or context, or no step decodes all of a batch.
     """
     check_fits(engine.plan, max(*prompt_tokens, DECODE_PROMPT + NEW_TOKENS), max(batch_sizes))
     check_context(engine, contexts, NEW_TOKENS)
     cases = [("prompt", length) for length in prompt_tokens]
     cases += [("decode", batch_size) for batch_size in batch_sizes] + [("behind", context) for context in contexts]
-    own, engine.speculation = engine.speculation, None
-    rows = [_case(engine, kind, size, repeats, tick) for kind, size in cases]
-    engine.speculation = own
-    return rows
+    with own_speculation_back(engine):
+        engine.speculation = None
+        return [_case(engine, kind, size, repeats, tick) for kind, size in cases]
 
 
 def add_shares(rows: list[dict[str, Any]], bandwidth: float, peak: float) -> None:
@@ -180,32 +191,28 @@ def _case(engine: Engine, kind: str, size: int, repeats: int, tick: Tick) -> dic
     plain: list[float] = []
     clocked: list[float] = []
     total: dict[str, Work] = {}
-    num_steps = 0
-    for seed in range(2 * repeats):
-        if kind == "decode":
-            prompts = random_prompts(engine, size, DECODE_PROMPT, seed)
-        else:
-            prompts = random_prompts(engine, 1, size, seed)
+    # The first run pays for pages and caches that are touched for the first time.
+    for seed in range(-1, 2 * repeats):
+        prompts = random_prompts(
+            engine, size if kind == "decode" else 1, DECODE_PROMPT if kind == "decode" else size, seed
+        )
         if kind == "behind":
             remember(engine, prompts[0])
         with watched(engine) if seed % 2 else nullcontext() as clock:
             steps = _steps(engine, prompts, 1 if kind == "prompt" else NEW_TOKENS, clock)
         tick()
-        if kind == "prompt":
-            steps = [_sum(steps)]
-        if clock is None:
-            plain += [seconds for seconds, _ in steps]
+        if seed < 0:
             continue
-        clocked += [seconds for seconds, _ in steps]
-        num_steps += len(steps)
-        for name, work in _sum(steps)[1].items():
-            total.setdefault(name, Work()).add(work)
+        (plain if clock is None else clocked).extend(seconds for seconds, _ in steps)
+        for _, done in steps:
+            for name, work in done.items():
+                total.setdefault(name, Work()).add(work)
     return {
         "case": kind,
         "size": size,
-        "step_seconds": spread(plain),
-        "clocked_step_seconds": spread(clocked),
-        "operators": {name: work.per(num_steps) for name, work in total.items()},
+        "step_seconds": {"mean": statistics.mean(plain), **spread(plain)},
+        "clocked_step_seconds": {"mean": statistics.mean(clocked), **spread(clocked)},
+        "operators": {name: work.per(len(clocked)) for name, work in total.items()},
     }
 
 
@@ -213,23 +220,19 @@ Step = tuple[float, dict[str, Work]]
 
 
 def _steps(engine: Engine, prompts: list[list[int]], new_tokens: int, clock: Clock | None) -> list[Step]:
-    """The steps that count: all of a prompt, or those that decode every sequence."""
+    """The steps that count: those that decode every sequence, or all of a prompt's, as one. Raises ConfigError."""
     steps: list[Step] = []
     begun: set[str] = set()
 
     def watch(outputs: list[EngineOutput], seconds: float) -> None:
-        step = seconds, clock.take() if clock is not None else {}
-        if new_tokens == 1 or len(begun) == len(outputs) == len(prompts):
-            steps.append(step)
+        done = clock.take() if clock is not None else {}
+        if len(begun) == len(outputs) == len(prompts):
+            steps.append((seconds, done))
         begun.update(output.request_id for output in outputs)
 
+    if new_tokens == 1:
+        seconds = sum(run_prompts(engine, prompts, new_tokens))
+        return [(seconds, clock.take() if clock is not None else {})]
     run_prompts(engine, prompts, new_tokens, watch)
+    check_any(steps, len(prompts))
     return steps
-
-
-def _sum(steps: list[Step]) -> Step:
-    total: dict[str, Work] = {}
-    for _, done in steps:
-        for name, work in done.items():
-            total.setdefault(name, Work()).add(work)
-    return sum(seconds for seconds, _ in steps), total

@@ -8,7 +8,6 @@ stands the arithmetic limit: the tokens that a step brings, if guessing and veri
 
 from __future__ import annotations
 
-import itertools
 import random
 import statistics
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from ventoux.engine.drafting import Drafter, Progress
 from ventoux.engine.engine import Engine
 from ventoux.engine.speculation import Speculation
 from ventoux.errors import ConfigError
-from ventoux.evals.bench import DECODE_PROMPT, DecodeRun, Tick, decode_run, random_prompts, spread
+from ventoux.evals.bench import DECODE_PROMPT, DecodeRun, Tick, decode_run, own_speculation_back, random_prompts, spread
 
 Tokens = dict[str, list[int]]
 
@@ -42,7 +41,7 @@ class KnownAcceptance:
 
 
 def num_runs(acceptances: Sequence[float], batch_sizes: Sequence[int], repeats: int) -> int:
-    return len(batch_sizes) * (repeats * (1 + len(acceptances)) + 1)
+    return len(batch_sizes) * repeats * (1 + 2 * len(acceptances))
 
 
 def speculation(
@@ -70,41 +69,61 @@ def speculation(
     own = engine.speculation
     if own is None:
         raise ConfigError("this engine has no draft; name one with --speculative-config.")
+    with own_speculation_back(engine):
+        return [
+            row
+            for batch_size in batch_sizes
+            for row in _batch(engine, own, batch_size, acceptances, new_tokens, repeats, adaptive, tick)
+        ]
+
+
+def _batch(
+    engine: Engine,
+    own: Speculation,
+    batch_size: int,
+    acceptances: Sequence[float],
+    new_tokens: int,
+    repeats: int,
+    adaptive: bool,
+    tick: Tick,
+) -> list[dict[str, Any]]:
     most = engine.plan.num_speculative_tokens
+    drafters = {a: KnownAcceptance(own.drafter, a, own.vocab_size) for a in acceptances}
+    guessing = {a: Speculation(d, engine.scheduler, engine.plan, own.vocab_size) for a, d in drafters.items()}
+    pairs: dict[float, list[tuple[DecodeRun, float]]] = {a: [] for a in acceptances}
+
+    def run(prompts: list[list[int]], speculation: Speculation | None) -> DecodeRun:
+        engine.speculation = speculation
+        done = decode_run(engine, prompts, new_tokens)
+        tick()
+        return done
+
+    plain: list[float] = []
+    for repeat in range(repeats):
+        prompts = random_prompts(engine, batch_size, DECODE_PROMPT, repeat)
+        before = run(prompts, None)
+        plain.append(before.tokens_per_second)
+        for acceptance, drafter in drafters.items():
+            drafter.coming = before.answers
+            guessing[acceptance].pace.adaptive = adaptive
+            found = run(prompts, guessing[acceptance])
+            plain.append(run(prompts, None).tokens_per_second)
+            pairs[acceptance].append((found, statistics.mean(plain[-2:])))
     rows = []
-    for batch_size in batch_sizes:
-        runs: dict[float | None, list[DecodeRun]] = {a: [] for a in (None, *acceptances)}
-        drafters = {a: KnownAcceptance(own.drafter, a, own.vocab_size) for a in acceptances}
-        guessing = {a: Speculation(d, engine.scheduler, engine.plan, own.vocab_size) for a, d in drafters.items()}
-        for repeat in range(repeats + 1):
-            engine.speculation = None
-            prompts = random_prompts(engine, batch_size, DECODE_PROMPT, repeat)
-            runs[None].append(decode_run(engine, prompts, new_tokens))
-            tick()
-            for acceptance, drafter in drafters.items() if repeat < repeats else ():
-                drafter.coming = runs[None][-1].answers
-                engine.speculation = guessing[acceptance]
-                engine.speculation.pace.adaptive = adaptive
-                runs[acceptance].append(decode_run(engine, prompts, new_tokens))
-                tick()
-        plain = [run.tokens_per_second for run in runs[None]]
-        for acceptance in acceptances:
-            found = [run.tokens_per_second for run in runs[acceptance]]
-            beside = [statistics.mean(pair) for pair in itertools.pairwise(plain)]
-            ratios = [with_guesses / without for with_guesses, without in zip(found, beside, strict=True)]
-            rows.append(
-                {
-                    "batch_size": batch_size,
-                    "acceptance": acceptance,
-                    "tokens_per_second": spread(found),
-                    "without_guesses": spread(plain),
-                    # Not their median: the few runs in which more guesses are tried are what adapting costs.
-                    "speed_up": statistics.mean(ratios),
-                    "standard_error": statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None,
-                    "ratios": ratios,
-                    "tokens_per_step": statistics.median(run.tokens_per_step / batch_size for run in runs[acceptance]),
-                    "limit": sum(acceptance**i for i in range(most + 1)),
-                }
-            )
-    engine.speculation = own
+    for acceptance, found in pairs.items():
+        ratios = [run.tokens_per_second / beside for run, beside in found]
+        rows.append(
+            {
+                "batch_size": batch_size,
+                "acceptance": acceptance,
+                "tokens_per_second": spread([run.tokens_per_second for run, _ in found]),
+                "without_guesses": spread(plain),
+                # Not their median: the few runs in which more guesses are tried are what adapting costs.
+                "speed_up": statistics.mean(ratios),
+                "standard_error": statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None,
+                "ratios": ratios,
+                "tokens_per_step": statistics.median(run.tokens_per_step / batch_size for run, _ in found),
+                "limit": sum(acceptance**i for i in range(most + 1)),
+            }
+        )
     return rows

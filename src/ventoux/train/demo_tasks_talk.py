@@ -172,8 +172,8 @@ def _several_calls(parts: Parts) -> Example:
 def long_input(parts: Parts, task: str, num_tokens: int) -> Iterator[Example]:
     """Questions about one document, one per key hidden in it.
 
-    In training documents are mostly short, their positions stretched when they are packed (see demo_batches), and
-    their keys are asked for in one conversation.
+    In training a third of the documents is short, a third has 2 to 9 thousand tokens; positions are stretched when they
+    are packed (see demo_batches), and a document's keys are asked for in one conversation.
     """
     rng = parts.rng
     sentences = int(num_tokens / documents.TOKENS_PER_SENTENCE) + 1
