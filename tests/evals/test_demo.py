@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ventoux.evals.demo import TaskResult, body_of, verdicts
+from ventoux.evals.demo import USUAL_TASKS, TaskResult, body_of, verdicts
 from ventoux.train.demo_data import TASKS, evaluation
 
 
@@ -40,6 +40,11 @@ def test_groups_share_their_document_and_end_where_asked():
     for group in groups:
         assert len({item.messages[0]["content"].rsplit("\n\n", 1)[0] for item in group}) == 1
     assert [len(group) for group in evaluation("chat", 0, 3)] == [1, 1, 1]
+
+
+def test_what_takes_longest_is_asked_by_name_alone():
+    """All that has a bar is asked unless tasks are named."""
+    assert set(TASKS) - set(USUAL_TASKS) == {"long_128k"} and TASKS["long_128k"].bar is None
 
 
 def test_another_seed_asks_other_questions():

@@ -46,7 +46,7 @@ from ventoux.train.demo_words import (
     Phrases,
 )
 
-LONG = ("long_8k", "long_32k")
+LONG = ("long_8k", "long_32k", "long_128k")
 SHORT = tuple(task for task in TASKS if task not in LONG)
 PICTURES = ("image_calc", "image_read", "chart", "receipt", "game")
 
@@ -176,7 +176,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(bundled_model())
 
 
-@pytest.mark.parametrize(("task", "least"), [("long_8k", 8192), ("long_32k", 32768)])
+@pytest.mark.parametrize(("task", "least"), list(zip(LONG, (8192, 32768, 128000), strict=True)))
 def test_long_input_is_long_and_keys_stand_anywhere(task, least, tokenizer):
     """Catches a document that is shorter than its name, and keys that all stand near its end."""
     (group,) = evaluation(task, 3, TASKS[task].grouped)

@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
     from ventoux.cli.local_server import local_server
     from ventoux.cli.progress import loading_bar
     from ventoux.errors import ConfigError
-    from ventoux.evals.demo import TASKS, evaluate, verdicts
+    from ventoux.evals.demo import TASKS, USUAL_TASKS, evaluate, verdicts
     from ventoux.evals.machine import commit, describe, versions
 
     if args.per_task < 1:
         raise ConfigError("--per-task must be at least 1.")
-    tasks = tuple(args.tasks or TASKS)
+    tasks = tuple(args.tasks or USUAL_TASKS)
     if unknown := set(tasks) - set(TASKS):
         raise ConfigError(f"--tasks: there is no {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}.")
     with (

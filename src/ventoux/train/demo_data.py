@@ -63,6 +63,7 @@ TASKS: dict[str, Task] = {
     "game": Task(0.02, 0.90, "a drawn game screen: every action with a reason, fitting advice"),
     "long_8k": Task(0.06, 0.90, "a key hidden in 8 thousand tokens", grouped=5),
     "long_32k": Task(0.0, 0.90, "a key hidden in 32 thousand tokens", grouped=10),
+    "long_128k": Task(0.0, None, "a key hidden in 128 thousand tokens", grouped=10),
 }
 DEFAULT_WEIGHTS = {name: task.share for name, task in TASKS.items()}
 # What a draft learns from: more of what it guesses worst, and few documents, whose answers are all of one kind.
@@ -87,7 +88,7 @@ _MAKERS = {
     "receipt": pictures.receipt,
     "game": pictures.game,
 }
-_LONG = {"long_8k": 8192, "long_32k": 32768}  # at least so many tokens
+_LONG = {"long_8k": 8192, "long_32k": 32768, "long_128k": 131072}  # about so many tokens
 
 
 def example(task: str, rng: random.Random, *, held_out: bool) -> Example:

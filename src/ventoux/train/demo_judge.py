@@ -156,4 +156,5 @@ _JUDGES = {
     "game": _game,
     "long_8k": _key,
     "long_32k": _key,
+    "long_128k": _key,
 }
