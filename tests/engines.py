@@ -45,6 +45,13 @@ def tiny_engine(
     return Engine(model or tiny_model(), drafting, mask_factory, lambda runner: make_drafter(runner, drafting))
 
 
+class Nobody:
+    """A drafter that guesses nothing."""
+
+    def propose(self, progress: list) -> list[list[int]]:
+        return [[] for _ in progress]
+
+
 def prompt(length: int, seed: int = 0, vocab_size: int = 1317) -> list[int]:
     """Random regular tokens (control ids lie below 1000)."""
     return np.random.default_rng(seed).integers(1000, vocab_size, length).tolist()

@@ -1,17 +1,11 @@
 """bench latency --context: decoding behind a long context costs what it costs, and nobody reads the prompt."""
 
 import pytest
-import torch
 
 from tests.engines import tiny_engine
 from ventoux.errors import ConfigError
 from ventoux.evals.bench import add_shares
 from ventoux.evals.bench_context import long_context
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def test_the_context_is_found_not_computed():

@@ -1,24 +1,13 @@
 """bench operators: every operator of a step is clocked, counted by hand's arithmetic, and left as it was."""
 
 import pytest
-import torch
 
-from tests.engines import tiny_engine
+from tests.engines import Nobody, tiny_engine
 from tests.tiny import tiny_model
 from ventoux.errors import ConfigError
 from ventoux.evals.bench_operators import add_shares, operators
 from ventoux.ops.cpu import instruction_sets, native_operators
 from ventoux.ops.reference import REFERENCE
-
-
-class Nobody:
-    def propose(self, progress):
-        return [[] for _ in progress]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("provider", ["reference", *instruction_sets()[:1]])

@@ -1,22 +1,11 @@
 """bench speculation: guesses come true as often as asked, and their number stays or adapts."""
 
 import pytest
-import torch
 
-from tests.engines import tiny_engine
+from tests.engines import Nobody, tiny_engine
 from ventoux.errors import ConfigError
 from ventoux.evals.bench import DecodeRun
 from ventoux.evals.bench_speculation import num_runs, speculation
-
-
-class Nobody:
-    def propose(self, progress):
-        return [[] for _ in progress]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def measured(**choices):

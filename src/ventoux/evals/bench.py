@@ -203,8 +203,17 @@ class DecodeRun:
     answers: dict[str, list[int]]
 
 
-def decode_run(engine: Engine, prompts: list[list[int]], new_tokens: int) -> DecodeRun:
-    """Answers all prompts at once. Raises ConfigError if no step decodes all of them."""
+def decode_run(
+    engine: Engine,
+    prompts: list[list[int]],
+    new_tokens: int,
+    note: Callable[[bool, float], None] = lambda is_full, seconds: None,
+) -> DecodeRun:
+    """Answers all prompts at once. `note` gets, after every step, whether it decoded all of them, and its seconds.
+
+    Raises:
+        ConfigError: no step decodes all of them.
+    """
     batch_size = len(prompts)
     answers: dict[str, list[int]] = {}
     full: list[float] = []
@@ -212,24 +221,21 @@ def decode_run(engine: Engine, prompts: list[list[int]], new_tokens: int) -> Dec
 
     def watch(outputs: list[EngineOutput], seconds: float) -> None:
         nonlocal tokens
-        if len(answers) == len(outputs) == batch_size:
+        is_full = len(answers) == len(outputs) == batch_size
+        if is_full:
             full.append(seconds)
             tokens += sum(len(output.tokens) for output in outputs)
         for output in outputs:
             answers.setdefault(output.request_id, []).extend(token.token_id for token in output.tokens)
+        note(is_full, seconds)
 
     run_prompts(engine, prompts, new_tokens, watch)
-    check_any(full, batch_size)
-    return DecodeRun(tokens / sum(full), tokens / len(full), answers)
-
-
-def check_any(full_steps: Sequence[object], batch_size: int) -> None:
-    """Raises ConfigError if no step decoded the whole batch."""
-    if not full_steps:
+    if not full:
         raise ConfigError(
             f"no step decoded all {batch_size} sequences: raise --max-num-batched-tokens, --kv-cache-memory or the new"
             " tokens of each."
         )
+    return DecodeRun(tokens / sum(full), tokens / len(full), answers)
 
 
 @contextmanager

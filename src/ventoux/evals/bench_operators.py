@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from ventoux.engine.engine import Engine
-from ventoux.engine.request import EngineOutput
 from ventoux.evals.bench import (
     DECODE_PROMPT,
     Tick,
-    check_any,
     check_fits,
+    decode_run,
     own_speculation_back,
     random_prompts,
     run_prompts,
@@ -193,9 +192,8 @@ def _case(engine: Engine, kind: str, size: int, repeats: int, tick: Tick) -> dic
     total: dict[str, Work] = {}
     # The first run pays for pages and caches that are touched for the first time.
     for seed in range(-1, 2 * repeats):
-        prompts = random_prompts(
-            engine, size if kind == "decode" else 1, DECODE_PROMPT if kind == "decode" else size, seed
-        )
+        count, length = (size, DECODE_PROMPT) if kind == "decode" else (1, size)
+        prompts = random_prompts(engine, count, length, seed)
         if kind == "behind":
             remember(engine, prompts[0])
         with watched(engine) if seed % 2 else nullcontext() as clock:
@@ -221,18 +219,16 @@ Step = tuple[float, dict[str, Work]]
 
 def _steps(engine: Engine, prompts: list[list[int]], new_tokens: int, clock: Clock | None) -> list[Step]:
     """The steps that count: those that decode every sequence, or all of a prompt's, as one. Raises ConfigError."""
-    steps: list[Step] = []
-    begun: set[str] = set()
-
-    def watch(outputs: list[EngineOutput], seconds: float) -> None:
-        done = clock.take() if clock is not None else {}
-        if len(begun) == len(outputs) == len(prompts):
-            steps.append((seconds, done))
-        begun.update(output.request_id for output in outputs)
-
+    take = clock.take if clock is not None else dict[str, Work]
     if new_tokens == 1:
         seconds = sum(run_prompts(engine, prompts, new_tokens))
-        return [(seconds, clock.take() if clock is not None else {})]
-    run_prompts(engine, prompts, new_tokens, watch)
-    check_any(steps, len(prompts))
+        return [(seconds, take())]
+    steps: list[Step] = []
+
+    def note(is_full: bool, seconds: float) -> None:
+        done = take()
+        if is_full:
+            steps.append((seconds, done))
+
+    decode_run(engine, prompts, new_tokens, note)
     return steps
