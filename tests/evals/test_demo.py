@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from ventoux.evals.demo import USUAL_TASKS, TaskResult, body_of, verdicts
+import asyncio
+import itertools
+
+import httpx2
+
+from ventoux.evals.demo import USUAL_TASKS, TaskResult, body_of, evaluate, verdicts
 from ventoux.train.demo_data import TASKS, evaluation
 
 
@@ -40,6 +45,29 @@ def test_groups_share_their_document_and_end_where_asked():
     for group in groups:
         assert len({item.messages[0]["content"].rsplit("\n\n", 1)[0] for item in group}) == 1
     assert [len(group) for group in evaluation("chat", 0, 3)] == [1, 1, 1]
+
+
+def test_a_group_keeps_its_place_until_its_last_question(monkeypatch):
+    """Catches groups that take turns: the server would have forgotten each document when its next question comes."""
+    documents: list[str] = []
+
+    class Server:
+        def __init__(self, **_): ...
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *_): ...
+
+        async def post(self, _, json):
+            documents.append(json["messages"][0]["content"].rsplit("\n\n", 1)[0])
+            await asyncio.sleep(0)
+            usage = {"completion_tokens_details": {"drafted_tokens": 0, "accepted_tokens": 0}}
+            return httpx2.Response(200, json={"choices": [{"message": {"content": "?"}}], "usage": usage})
+
+    monkeypatch.setattr(httpx2, "AsyncClient", Server)
+    results = asyncio.run(evaluate("http://server", "m", per_task=15, tasks=["long_8k"], concurrency=1))
+    assert results["long_8k"].asked == 15
+    assert [len(list(same)) for _, same in itertools.groupby(documents)] == [5, 5, 5]
 
 
 def test_what_takes_longest_is_asked_by_name_alone():

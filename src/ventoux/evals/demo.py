@@ -98,21 +98,22 @@ async def evaluate(
     async with httpx2.AsyncClient(base_url=url, timeout=1200) as client:
 
         async def ask(number: int, task: str, group: list[Example]) -> None:
-            """One after the other, so that the server's cache holds the document that a group shares."""
+            """One place for the group, one question after the other: the server's cache still holds the document that
+            they share. With a place per question sixty groups took turns, and each read its document anew."""
             nonlocal done
-            for one in group:
-                try:
-                    async with places:
+            async with places:
+                for one in group:
+                    try:
                         response = await client.post("/v1/chat/completions", json=body_of(one, model, seed=number))
-                except httpx2.HTTPError as error:
-                    raise EngineError(f"{url} does not answer: {error}") from error
-                if response.status_code != 200:
-                    raise EngineError(f"the server answered {response.status_code}: {response.text[:300]}")
-                answer = response.json()
-                results[task].add(one, reply_of(answer), answer["usage"]["completion_tokens_details"])
-                done += 1
-                if progress is not None:
-                    progress(done, num_questions)
+                    except httpx2.HTTPError as error:
+                        raise EngineError(f"{url} does not answer: {error}") from error
+                    if response.status_code != 200:
+                        raise EngineError(f"the server answered {response.status_code}: {response.text[:300]}")
+                    answer = response.json()
+                    results[task].add(one, reply_of(answer), answer["usage"]["completion_tokens_details"])
+                    done += 1
+                    if progress is not None:
+                        progress(done, num_questions)
 
         try:
             async with asyncio.TaskGroup() as group:
