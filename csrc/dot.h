@@ -32,6 +32,7 @@ struct DenseReader {
   DenseReader(const Weight& w, int64_t r) : p(w.row(r)) {}
   explicit DenseReader(const void* row) : p(static_cast<const uint8_t*>(row)) {}
   static constexpr int64_t kBytes = kBlock * sizeof(Value);
+  static constexpr bool kRowByRow = true;  // a chain keeps up with memory: a step or two for each line of 64 bytes
   Pair block(int64_t i) const { return split(p + i * kBytes); }
   void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBytes, 0, 3); }
   Pair tail(int64_t i, int64_t count) const {
@@ -66,6 +67,7 @@ struct Fp8Reader {
             lanes([&](int i) { return kE4m3.value[q[2 * i + 1]] / 256; })};
 #endif
   }
+  static constexpr bool kRowByRow = false;  // four steps
   Pair block(int64_t i) const { return decode(p + i * kBlock); }
   void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBlock, 0, 3); }
   Pair tail(int64_t i, int64_t count) const {
@@ -103,7 +105,8 @@ struct Fp32 {
 // out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched
 // meanwhile, in the order of its addresses: the rows that come next. The hardware's own prefetcher finds them too late
 // when each row is a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
-// (docs/decisions/015-fetching-in-order.md).
+// (docs/decisions/015-fetching-in-order.md). One or two activations leave arithmetic idle: there rows come one after the
+// other, which is the order of their addresses, and the hardware fetches ahead by itself as fast as anything can read.
 //
 // One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
@@ -125,14 +128,27 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
       for (int r = 0; r < R; ++r) acc[r][m] = A::template step<P>(weight[r], x[m] + i * kBlock, acc[r][m]);
   };
   const int64_t whole = cols / kBlock, rest = cols % kBlock;
-  for (int64_t i = 0; i < whole; ++i) {
+  if constexpr (M <= 2 && Reader::kRowByRow) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) w[0].prefetch(i * R + r, ahead);
-    add.template operator()<0>(i, [&](const Reader& row) { return A::template part<0>(row, i); });
-    if constexpr (A::kParts == 2) {
-      int64_t again = i;
-      if constexpr (R * M > 16) asm("" : "+r"(again));
-      add.template operator()<1>(again, [&](const Reader& row) { return A::template part<1>(row, again); });
+    for (int r = 0; r < R; ++r)
+      for (int64_t i = 0; i < whole; ++i)
+#pragma GCC unroll 2
+        for (int m = 0; m < M; ++m) {
+          const typename A::Element* columns = x[m] + i * kBlock;
+          acc[r][m] = A::template step<0>(A::template part<0>(w[r], i), columns, acc[r][m]);
+          if constexpr (A::kParts == 2)
+            acc[r][m] = A::template step<1>(A::template part<1>(w[r], i), columns, acc[r][m]);
+        }
+  } else {
+    for (int64_t i = 0; i < whole; ++i) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) w[0].prefetch(i * R + r, ahead);
+      add.template operator()<0>(i, [&](const Reader& row) { return A::template part<0>(row, i); });
+      if constexpr (A::kParts == 2) {
+        int64_t again = i;
+        if constexpr (R * M > 16) asm("" : "+r"(again));
+        add.template operator()<1>(again, [&](const Reader& row) { return A::template part<1>(row, again); });
+      }
     }
   }
   if (rest) {
