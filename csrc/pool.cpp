@@ -56,12 +56,13 @@ void Pool::dispatch(int count, const void* task, Call call) {
   task_ = task;
   call_ = call;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(int(workers_.size()), std::memory_order_relaxed);
+  inside_.store(0, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
   take();
-  // Every worker must have left before the next dispatch changes what they read.
-  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+  // Whoever came in must have left before the next dispatch changes what they read.
+  inside_.fetch_add(kClosed, std::memory_order_relaxed);
+  for (int spins = 0; inside_.load(std::memory_order_acquire) != kClosed; ++spins) {
     if (spins < kSpins) {
       relax();
     } else {
@@ -94,8 +95,12 @@ void Pool::work() {
     epoch_.wait(seen, std::memory_order_acquire);
     seen = epoch_.load(std::memory_order_acquire);
     if (stop_) return;
+    int inside = inside_.load(std::memory_order_relaxed);
+    while (inside >= 0 && !inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acquire)) {
+    }
+    if (inside < 0) continue;
     take();
-    busy_.fetch_sub(1, std::memory_order_release);
+    inside_.fetch_sub(1, std::memory_order_release);
   }
 }
 

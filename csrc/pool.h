@@ -55,7 +55,10 @@ class Pool {
 
   alignas(64) std::atomic<unsigned> epoch_{0};  // rises by one per dispatch; workers wait for it
   alignas(64) std::atomic<int> next_{0};
-  alignas(64) std::atomic<int> busy_{0};
+  // Workers inside a dispatch; kClosed is added while there is none to enter. Nobody waits for a worker that the system
+  // has not run yet: it finds the door closed.
+  static constexpr int kClosed = -(1 << 30);
+  alignas(64) std::atomic<int> inside_{kClosed};
   std::atomic<bool> stop_{false};
   int count_ = 0;
   const void* task_ = nullptr;
