@@ -1,0 +1,44 @@
+"""The pool of threads: more threads than cores, so that workers come late, leave late, or miss a dispatch altogether."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+
+from ventoux.ops.cpu import instruction_sets, native_operators
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="installed without native code")
+
+
+def test_workers_that_come_late_change_nothing():
+    """Hundreds of short dispatches in a row, each with other work than the one before: a worker that entered one late, or that
+    was not waited for, would write what belongs to another."""
+    torch.manual_seed(0)
+    weights = [torch.randn(rows, 64).bfloat16() for rows in (24, 200, 9, 120)]
+    inputs = [torch.randn(rows, 64).bfloat16() for rows in (1, 3, 40)]
+    one, many = native_operators(1), native_operators(4 * (os.cpu_count() or 1))
+    expected = {(i, j): one.linear(x, w) for i, x in enumerate(inputs) for j, w in enumerate(weights)}
+    for turn in range(300):
+        for (i, j), right in expected.items():
+            assert torch.equal(many.linear(inputs[i], weights[j]), right), f"turn {turn}, input {i}, weight {j}"
+
+
+def test_two_pools_side_by_side():
+    """Each with as many threads as there are cores, as two models in one process have them."""
+    weight, x = torch.randn(300, 96), torch.randn(5, 96)
+    right = native_operators(1).linear(x, weight)
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        ops = native_operators(os.cpu_count() or 1)
+        wrong.extend(number for _ in range(500) if not torch.equal(ops.linear(x, weight), right))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
