@@ -105,14 +105,17 @@ struct Fp32 {
 // out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched
 // meanwhile, in the order of its addresses: the rows that come next. The hardware's own prefetcher finds them too late
 // when each row is a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
-// (docs/decisions/015-fetching-in-order.md). One or two activations leave arithmetic idle: there rows come one after the
-// other, which is the order of their addresses, and the hardware fetches ahead by itself as fast as anything can read.
+// (docs/decisions/015-fetching-in-order.md).
+//
+// One or two activations meet rows of weights from memory one after the other: that is the order of addresses itself, and
+// the hardware fetches ahead by itself as fast as anything can read. One chain at a time keeps up with that; on rows
+// that lie in a cache it would be slower than several.
 //
 // One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
 // must not see that the second part comes from the same bytes. Attention over a long context gained 3 %, rows of 512
 // columns that lie in the cache 9 %.
-template <int R, int M, class A, class Reader>
+template <int R, int M, class A, class Reader, bool kFromMemory>
 __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Element* const* x, int64_t cols,
                                          int64_t ahead, float* out, int64_t ld) {
   V acc[R][M];
@@ -128,7 +131,7 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
       for (int r = 0; r < R; ++r) acc[r][m] = A::template step<P>(weight[r], x[m] + i * kBlock, acc[r][m]);
   };
   const int64_t whole = cols / kBlock, rest = cols % kBlock;
-  if constexpr (M <= 2 && Reader::kRowByRow) {
+  if constexpr (kFromMemory && M <= 2 && Reader::kRowByRow) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
       for (int64_t i = 0; i < whole; ++i)
@@ -162,7 +165,7 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
     for (int r = 0; r < R; r += 4) sum4(acc[r][m], acc[r + 1][m], acc[r + 2][m], acc[r + 3][m], out + m * ld + r);
 }
 
-// How many rows run side by side: as many chains as there are registers to hold them.
+// How many rows a call has; side by side, as many chains as there are registers to hold them.
 #if defined(__AVX512F__)
 constexpr int kMaxM = 6;
 constexpr int kWide = 8, kNarrow = 4, kWideUpTo = 2;
@@ -171,24 +174,24 @@ constexpr int kMaxM = 2;
 constexpr int kWide = 4, kNarrow = 4, kWideUpTo = 1;
 #endif
 
-template <int R, class A, class Reader>
+template <int R, class A, bool kFromMemory, class Reader>
 inline void dot_rows(int num_x, const Reader* w, const typename A::Element* const* x, int64_t cols, int64_t ahead,
                      float* out, int64_t ld) {
   switch (num_x) {
-    case 1: dot_block<R, 1, A>(w, x, cols, ahead, out, ld); break;
-    case 2: dot_block<R, 2, A>(w, x, cols, ahead, out, ld); break;
+    case 1: dot_block<R, 1, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
+    case 2: dot_block<R, 2, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
 #if defined(__AVX512F__)
-    case 3: dot_block<R, 3, A>(w, x, cols, ahead, out, ld); break;
-    case 4: dot_block<R, 4, A>(w, x, cols, ahead, out, ld); break;
-    case 5: dot_block<R, 5, A>(w, x, cols, ahead, out, ld); break;
-    case 6: dot_block<R, 6, A>(w, x, cols, ahead, out, ld); break;
+    case 3: dot_block<R, 3, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
+    case 4: dot_block<R, 4, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
+    case 5: dot_block<R, 5, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
+    case 6: dot_block<R, 6, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
 #endif
   }
 }
 
 // The same for any number of weight rows: out[m * ld + i] for rows first .. first + count - 1, at most kMaxM
 // activations. `row_bytes` is the distance of rows that follow each other in memory, 0 if they do not.
-template <class Reader, class A = Fp32, class MakeReader>
+template <class Reader, class A = Fp32, bool kFromMemory = false, class MakeReader>
 inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
                  int64_t cols, int64_t row_bytes, float* out, int64_t ld) {
   const int step = num_x <= kWideUpTo ? kWide : kNarrow;
@@ -200,9 +203,9 @@ inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num
     float* to = here == step ? out + r : edge;
     const int64_t to_ld = here == step ? ld : step;
     if (step == kWide) {
-      dot_rows<kWide, A>(num_x, w, x, cols, step * row_bytes, to, to_ld);
+      dot_rows<kWide, A, kFromMemory>(num_x, w, x, cols, step * row_bytes, to, to_ld);
     } else {
-      dot_rows<kNarrow, A>(num_x, w, x, cols, step * row_bytes, to, to_ld);
+      dot_rows<kNarrow, A, kFromMemory>(num_x, w, x, cols, step * row_bytes, to, to_ld);
     }
     if (here != step)
       for (int m = 0; m < num_x; ++m)

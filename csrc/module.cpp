@@ -134,7 +134,7 @@ class Runtime {
   template <class Work>
   void call(const Work& work) {
 #if defined(__linux__)
-    // After a fork there are no threads to wait for.
+    // After a fork there are no threads to share work with, nor to join at the end.
     if (getpid() != process_)
       throw std::runtime_error("these operators were made in another process; make them after the fork");
 #endif

@@ -60,7 +60,7 @@ class Pool {
   static constexpr int kClosed = -(1 << 30);
   alignas(64) std::atomic<int> inside_{kClosed};
   std::atomic<bool> stop_{false};
-  int count_ = 0;
+  alignas(64) int count_ = 0;  // read by all, task by task
   const void* task_ = nullptr;
   Call call_ = nullptr;
 };

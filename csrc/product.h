@@ -52,7 +52,7 @@ inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x
                         float* out, int64_t ld) {
   auto go = [&]<class Reader>(Reader*) {
     for_each_group(0, num_x, kMaxM, [&](int64_t m, int here) {
-      dots<Reader, A>([&](int64_t r) { return Reader(w, r); }, first, count, here, x + m, w.cols, w.row_bytes(),
+      dots<Reader, A, true>([&](int64_t r) { return Reader(w, r); }, first, count, here, x + m, w.cols, w.row_bytes(),
                       out + m * ld, ld);
     });
   };

@@ -17,7 +17,8 @@ def test_the_context_is_found_not_computed():
     assert row["context_tokens"] == 137 and row["tokens_per_step"] == 1
     latent = engine.config.text.latent_dim * engine.config.text.num_hidden_layers * 4
     assert row["latent_bytes_per_step"] == 137 * latent
-    add_shares([row], 1e9)
+    row["memory_bytes_per_second"] = 1e9
+    add_shares([row])
     rate = row["tokens_per_second"]["median"]
     expected = rate * (row["weight_bytes_per_step"] + 137 * latent) / 1e9
     assert row["share_of_bandwidth"] == pytest.approx(expected)

@@ -36,7 +36,9 @@ def test_a_step_is_the_sum_of_what_is_clocked(provider):
     kv_b = H * (text.qk_nope_head_dim + text.v_head_dim) * C
     # The token behind the context came with the prompt; the eleven after it see 101 to 111.
     assert rows[2]["operators"]["latent_attention"]["bytes"] == L * 4 * (kv_b + 106 * text.latent_dim)
-    add_shares(rows, bandwidth=1e9, peak=2e9)
+    for row in rows:
+        row |= {"memory_bytes_per_second": 1e9, "matrix_operations_per_second": 2e9}
+    add_shares(rows)
     head = rows[0]["operators"]["head"]
     assert head["share_of_bandwidth"] == pytest.approx(head["bytes"] / head["seconds"] / 1e9)
     assert head["share_of_matrix_peak"] == pytest.approx(head["operations"] / head["seconds"] / 2e9)

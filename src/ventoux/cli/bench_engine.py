@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from ventoux.engine.engine import Engine
 
+LIMITS = (
+    "the limits, torch's sum of 1 GiB and its product of matrices, are measured after every run in a process beside;"
+    " medians of a row's runs"
+)
 # What a measurement gives: its configuration, its results, and a table of them.
 Measured = tuple[dict[str, Any], dict[str, Any], "Table"]
 
@@ -30,7 +34,7 @@ def measure_latency(args: argparse.Namespace) -> Measured:
     check_context(engine, args.context, args.new_tokens)  # before all that is measured first would be lost
     num_runs = bench.num_latency_runs(args.prompt_tokens, args.batch_size, args.repeats)
     num_runs += len(args.context) * args.repeats
-    with ticks("measuring", num_runs, "runs") as tick:
+    with machine.speeds_beside() as speeds, ticks("measuring", num_runs, "runs", speeds) as tick:
         measured = bench.latency(
             engine,
             prompt_tokens=args.prompt_tokens,
@@ -43,13 +47,10 @@ def measure_latency(args: argparse.Namespace) -> Measured:
             engine, contexts=args.context, new_tokens=args.new_tokens, repeats=args.repeats, tick=tick
         )
     memory = {**loading, "peak_bytes": machine.peak_memory()}
-    # Last: it needs a gigabyte itself, which must not count as the engine's.
-    bandwidth, matrix = machine.memory_bandwidth(), machine.matrix_peak()
-    bench.add_shares(measured["decode"] + measured["long_context"], bandwidth["bytes_per_second"])
-    bench.add_peak_shares(measured["prefill"], matrix["operations_per_second"])
+    bench.add_shares(measured["decode"] + measured["long_context"])
+    bench.add_peak_shares(measured["prefill"])
     config = {**bench.model_facts(engine), "decode_prompt_tokens": bench.DECODE_PROMPT, "new_tokens": args.new_tokens}
-    limits = {"memory_bandwidth": bandwidth, "matrix_peak": matrix}
-    results = {**measured, "memory": memory, **limits, "speculation": bench.acceptance(engine)}
+    results = {**measured, "memory": memory, "limits": LIMITS, "speculation": bench.acceptance(engine)}
     return config, results, _latency_table(results)
 
 
@@ -57,28 +58,22 @@ def _latency_table(results: dict[str, Any]) -> Table:
     memory = results["memory"]
     caption = (
         f"loaded in {memory['load_seconds']:.1f} s; resident at most {memory['peak_bytes'] / 2**30:.2f} GiB"
-        f" ({memory['loaded_bytes'] / 2**30:.2f} GiB once loaded)\n{_limits(results)}{_guesses(results)}"
+        f" ({memory['loaded_bytes'] / 2**30:.2f} GiB once loaded)\n{LIMITS}{_guesses(results)}"
     )
-    table = new_table("measured", "tokens/s", "min - max", "of the limit", caption=caption)
+    table = new_table("measured", "tokens/s", "min - max", "of the limit", "which is", caption=caption)
     for row in results["prefill"]:
         table.add_row(
             f"prefill of {row['prompt_tokens']}",
             *_cells(row["tokens_per_second"]),
-            f"{row['share_of_matrix_peak']:.1%}",
+            f"{row['share_of_matrix_peak']:.0%}",
+            f"{row['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s",
         )
     decode = [(f"decode, batch of {row['batch_size']}", row) for row in results["decode"]]
     decode += [(f"decode behind {row['context_tokens']}", row) for row in results["long_context"]]
     for name, row in decode:
-        table.add_row(name, *_cells(row["tokens_per_second"]), f"{row['share_of_bandwidth']:.1%}")
+        limit = f"{row['memory_bytes_per_second'] / 1e9:.1f} GB/s"
+        table.add_row(name, *_cells(row["tokens_per_second"]), f"{row['share_of_bandwidth']:.0%}", limit)
     return table
-
-
-def _limits(results: dict[str, Any]) -> str:
-    memory, matrix = results["memory_bandwidth"], results["matrix_peak"]
-    return (
-        f"memory reads {memory['bytes_per_second'] / 1e9:.1f} GB/s (the limit of decoding): {memory['method']}\nmatrix"
-        f" products do {matrix['operations_per_second'] / 1e9:.0f} GFLOP/s (of prompts): {matrix['method']}"
-    )
 
 
 def _guesses(results: dict[str, Any]) -> str:
@@ -119,7 +114,8 @@ def measure_operators(args: argparse.Namespace) -> Measured:
 
     engine, _ = _load(args)
     num_cases = len(args.prompt_tokens) + len(args.batch_size) + len(args.context)
-    with ticks("measuring", (2 * args.repeats + 1) * num_cases, "runs") as tick:
+    num_runs = (2 * args.repeats + 1) * num_cases
+    with machine.speeds_beside() as speeds, ticks("measuring", num_runs, "runs", speeds) as tick:
         rows = operators(
             engine,
             prompt_tokens=args.prompt_tokens,
@@ -128,10 +124,9 @@ def measure_operators(args: argparse.Namespace) -> Measured:
             repeats=args.repeats,
             tick=tick,
         )
-    memory, matrix = machine.memory_bandwidth(), machine.matrix_peak()
-    add_shares(rows, memory["bytes_per_second"], matrix["operations_per_second"])
-    results = {"operators": rows, "memory_bandwidth": memory, "matrix_peak": matrix}
-    table = new_table("per step", "ms", "share", "GB/s (of memory)", "GFLOP/s (of peak)", caption=_limits(results))
+    add_shares(rows)
+    results = {"operators": rows, "limits": LIMITS}
+    table = new_table("per step", "ms", "share", "GB/s (of memory)", "GFLOP/s (of peak)", caption=LIMITS)
     for row in rows:
         step = row["clocked_step_seconds"]["mean"]
         table.add_row(f"{row['case']} {row['size']}", f"{1e3 * row['step_seconds']['mean']:.2f}")
@@ -209,10 +204,16 @@ def _load(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
 
 
 @contextmanager
-def ticks(title: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+def ticks(title: str, total: int, unit: str, speeds: Callable = lambda: None) -> Iterator[Callable]:
+    """Yields what moves the bar by one and gives what `speeds` measures then."""
     count = itertools.count(1)
     with loading_bar(title, unit=unit) as progress:
-        yield lambda: progress(next(count), total)
+
+        def tick():
+            progress(next(count), total)
+            return speeds()
+
+        yield tick
 
 
 def new_table(first: str, *others: str, caption: str) -> Table:

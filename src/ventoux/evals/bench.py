@@ -27,7 +27,8 @@ from ventoux.plan import EnginePlan
 
 # Prompt length of the decode runs.
 DECODE_PROMPT = 128
-Tick = Callable[[], None]
+# Called after every run; may say what the machine gives at that moment.
+Tick = Callable[[], machine.Speeds | None]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -64,44 +65,57 @@ def latency(
     check_fits(engine.plan, max(*prompt_tokens, DECODE_PROMPT + new_tokens), max(batch_sizes))
     prefill, decode = [], []
     for length in prompt_tokens:
-        rates = []
+        rates, speeds = [], []
         for run in range(-1, repeats):
             seconds = sum(run_prompts(engine, random_prompts(engine, 1, length, seed=run), new_tokens=1))
-            tick()
+            speeds.append(tick())
             # The first run pays for pages and caches that are touched for the first time.
             if run >= 0:
                 rates.append(length / seconds)
-        row = {"prompt_tokens": length, "tokens_per_second": spread(rates)}
+        row = {"prompt_tokens": length, "tokens_per_second": spread(rates), **limits(speeds)}
         prefill.append({**row, "operations_per_token": active_operations(engine.runner.model)})
     for batch_size in batch_sizes:
-        rates, per_step = [], []
+        rates, per_step, speeds = [], [], []
         for run in range(repeats):
             decoded = decode_run(engine, random_prompts(engine, batch_size, DECODE_PROMPT, seed=run), new_tokens)
             rates.append(decoded.tokens_per_second)
             per_step.append(decoded.tokens_per_step)
-            tick()
+            speeds.append(tick())
         row = {
             "batch_size": batch_size,
             "tokens_per_second": spread(rates),
             "tokens_per_step": statistics.mean(per_step),
+            **limits(speeds),
         }
         decode.append({**row, "weight_bytes_per_step": active_bytes(engine.runner.model, batch_size)})
     return {"prefill": prefill, "decode": decode}
 
 
-def add_shares(decode: list[dict[str, Any]], bandwidth: float) -> None:
+def limits(speeds: Sequence[machine.Speeds | None]) -> dict[str, float]:
+    """What the machine gave beside a row's runs, in the middle; nothing where it was not measured."""
+    known = [found for found in speeds if found is not None]
+    if not known:
+        return {}
+    return {
+        "memory_bytes_per_second": statistics.median(found.bytes_per_second for found in known),
+        "matrix_operations_per_second": statistics.median(found.operations_per_second for found in known),
+    }
+
+
+def add_shares(decode: list[dict[str, Any]]) -> None:
     """Adds to each row which share of the memory's bytes per second its steps' weights (not a draft's) and latents came
     to; latents where they are counted."""
     for row in decode:
         steps_per_second = row["tokens_per_second"]["median"] / row["tokens_per_step"]
         step_bytes = row["weight_bytes_per_step"] + row.get("latent_bytes_per_step", 0)
-        row["share_of_bandwidth"] = steps_per_second * step_bytes / bandwidth
+        row["share_of_bandwidth"] = steps_per_second * step_bytes / row["memory_bytes_per_second"]
 
 
-def add_peak_shares(prefill: list[dict[str, Any]], peak: float) -> None:
+def add_peak_shares(prefill: list[dict[str, Any]]) -> None:
     """Adds to each row which share of the matrix product's operations per second it came to."""
     for row in prefill:
-        row["share_of_matrix_peak"] = row["tokens_per_second"]["median"] * row["operations_per_token"] / peak
+        operations_per_second = row["tokens_per_second"]["median"] * row["operations_per_token"]
+        row["share_of_matrix_peak"] = operations_per_second / row["matrix_operations_per_second"]
 
 
 def acceptance(engine: Engine) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from ventoux.engine.engine import Engine
 from ventoux.engine.request import Request, SamplingParams
 from ventoux.engine.sequence import make_sequences
 from ventoux.errors import ConfigError
-from ventoux.evals.bench import Tick, active_bytes, check_fits, decode_run, random_prompts, spread
+from ventoux.evals.bench import Tick, active_bytes, check_fits, decode_run, limits, random_prompts, spread
 
 
 def long_context(
@@ -29,12 +29,12 @@ def long_context(
     check_context(engine, contexts, new_tokens)
     rows = []
     for context in contexts:
-        runs = []
+        runs, speeds = [], []
         for run in range(repeats):
             (prompt,) = prompts = random_prompts(engine, 1, context, seed=run)
             remember(engine, prompt)
             runs.append(decode_run(engine, prompts, new_tokens))
-            tick()
+            speeds.append(tick())
         rows.append(
             {
                 "context_tokens": context,
@@ -42,6 +42,7 @@ def long_context(
                 "tokens_per_step": sum(run.tokens_per_step for run in runs) / repeats,
                 "weight_bytes_per_step": active_bytes(engine.runner.model, 1),
                 "latent_bytes_per_step": context * sum(layer[0, 0].nbytes for layer in engine.runner.cache),
+                **limits(speeds),
             }
         )
     return rows

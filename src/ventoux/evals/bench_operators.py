@@ -22,6 +22,7 @@ from ventoux.evals.bench import (
     Tick,
     check_fits,
     decode_run,
+    limits,
     own_speculation_back,
     random_prompts,
     run_prompts,
@@ -176,20 +177,23 @@ def operators(
         return [_case(engine, kind, size, repeats, tick) for kind, size in cases]
 
 
-def add_shares(rows: list[dict[str, Any]], bandwidth: float, peak: float) -> None:
+def add_shares(rows: list[dict[str, Any]]) -> None:
     """Adds to every operator that was counted what it reached of the memory's bytes and of the matrix product's
-    operations per second."""
+    operations per second, as they were beside its case."""
     for row in rows:
         for found in row["operators"].values():
             if found["operations"]:
-                found["share_of_bandwidth"] = found["bytes"] / found["seconds"] / bandwidth
-                found["share_of_matrix_peak"] = found["operations"] / found["seconds"] / peak
+                found["share_of_bandwidth"] = found["bytes"] / found["seconds"] / row["memory_bytes_per_second"]
+                found["share_of_matrix_peak"] = (
+                    found["operations"] / found["seconds"] / row["matrix_operations_per_second"]
+                )
 
 
 def _case(engine: Engine, kind: str, size: int, repeats: int, tick: Tick) -> dict[str, Any]:
     plain: list[float] = []
     clocked: list[float] = []
     total: dict[str, Work] = {}
+    speeds = []
     # The first run pays for pages and caches that are touched for the first time.
     for seed in range(-1, 2 * repeats):
         count, length = (size, DECODE_PROMPT) if kind == "decode" else (1, size)
@@ -198,7 +202,7 @@ def _case(engine: Engine, kind: str, size: int, repeats: int, tick: Tick) -> dic
             remember(engine, prompts[0])
         with watched(engine) if seed % 2 else nullcontext() as clock:
             steps = _steps(engine, prompts, 1 if kind == "prompt" else NEW_TOKENS, clock)
-        tick()
+        speeds.append(tick())
         if seed < 0:
             continue
         (plain if clock is None else clocked).extend(seconds for seconds, _ in steps)
@@ -208,6 +212,7 @@ def _case(engine: Engine, kind: str, size: int, repeats: int, tick: Tick) -> dic
     return {
         "case": kind,
         "size": size,
+        **limits(speeds),
         "step_seconds": {"mean": statistics.mean(plain), **spread(plain)},
         "clocked_step_seconds": {"mean": statistics.mean(clocked), **spread(clocked)},
         "operators": {name: work.per(len(clocked)) for name, work in total.items()},

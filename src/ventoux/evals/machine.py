@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -9,6 +10,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import torch
 
 from ventoux import __version__
 from ventoux.build import probe
+from ventoux.errors import EngineError
 from ventoux.hardware import Hardware
 from ventoux.ops.threads import torch_threads
 
@@ -69,7 +74,9 @@ def commit() -> str | None:
     try:
         # An installed copy may lie inside somebody else's repository.
         git("ls-files", "--error-unmatch", "../errors.py")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "..") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "..", "../../../csrc") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -109,7 +116,53 @@ def matrix_peak(hardware: Hardware | None = None, repeats: int = 3) -> dict[str,
     return {"operations_per_second": 2 * MATRIX_SIZE**3 / seconds[best], "method": method}
 
 
+@dataclass(frozen=True)
+class Speeds:
+    """What the machine gave at one moment: the limits of decoding and of prompts."""
+
+    bytes_per_second: float
+    operations_per_second: float
+
+
+@contextmanager
+def speeds_beside() -> Iterator[Callable[[], Speeds]]:
+    """Yields what measures memory and matrix product now, in a process of its own: the gigabyte that it takes does not
+    count as this one's. On a shared machine both change by a factor of two within minutes, so they are measured beside
+    every run and not once.
+
+    Raises:
+        EngineError: that process ended.
+    """
+    command = [sys.executable, "-m", "ventoux.evals.machine"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        asked, told = child.stdin, child.stdout
+        assert asked and told
+
+        def measure() -> Speeds:
+            try:
+                print("now", file=asked, flush=True)
+                return Speeds(**json.loads(told.readline()))
+            except (OSError, ValueError) as error:
+                raise EngineError("the process that measures the machine's memory ended") from error
+
+        try:
+            yield measure
+        finally:
+            asked.close()  # its end
+
+
+def measure_when_asked() -> None:
+    """The process beside: a line of JSON for every line read."""
+    for _ in sys.stdin:
+        memory, matrix = memory_bandwidth(), matrix_peak()
+        print(json.dumps(asdict(Speeds(memory["bytes_per_second"], matrix["operations_per_second"]))), flush=True)
+
+
 def peak_memory() -> int:
     """The most bytes that this process ever had resident."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    measure_when_asked()
