@@ -212,7 +212,7 @@ def test_latency_command_writes_a_result(checkpoint, tmp_path, fast_memory, caps
     assert result["results"]["prefill"][0]["share_of_matrix_peak"] > 0
     assert str(tmp_path) not in json.dumps(result), "a result file names folders of this machine"
     shown = capsys.readouterr().out
-    assert "prefill of 32" in shown and "decode, batch of 2" in shown and "1.0 GB/s" in shown
+    assert "prefill of 32" in shown and "decode, batch 2" in shown and "1.0 GB/s" in shown
 
 
 def test_operators_command_shows_each_operator(checkpoint, tmp_path, fast_memory, capsys):

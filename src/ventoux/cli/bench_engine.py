@@ -60,19 +60,18 @@ def _latency_table(results: dict[str, Any]) -> Table:
         f"loaded in {memory['load_seconds']:.1f} s; resident at most {memory['peak_bytes'] / 2**30:.2f} GiB"
         f" ({memory['loaded_bytes'] / 2**30:.2f} GiB once loaded)\n{LIMITS}{_guesses(results)}"
     )
-    table = new_table("measured", "tokens/s", "min - max", "of the limit", "which is", caption=caption)
+    table = new_table("measured", "tokens/s", "min - max", "of the limit", caption=caption)
     for row in results["prefill"]:
         table.add_row(
             f"prefill of {row['prompt_tokens']}",
             *_cells(row["tokens_per_second"]),
-            f"{row['share_of_matrix_peak']:.0%}",
-            f"{row['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s",
+            f"{row['share_of_matrix_peak']:.0%} of {row['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s",
         )
-    decode = [(f"decode, batch of {row['batch_size']}", row) for row in results["decode"]]
+    decode = [(f"decode, batch {row['batch_size']}", row) for row in results["decode"]]
     decode += [(f"decode behind {row['context_tokens']}", row) for row in results["long_context"]]
     for name, row in decode:
-        limit = f"{row['memory_bytes_per_second'] / 1e9:.1f} GB/s"
-        table.add_row(name, *_cells(row["tokens_per_second"]), f"{row['share_of_bandwidth']:.0%}", limit)
+        share = f"{row['share_of_bandwidth']:.0%} of {row['memory_bytes_per_second'] / 1e9:.1f} GB/s"
+        table.add_row(name, *_cells(row["tokens_per_second"]), share)
     return table
 
 
