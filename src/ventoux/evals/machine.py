@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -148,7 +148,8 @@ def speeds_beside() -> Iterator[Callable[[], Speeds]]:
         try:
             yield measure
         finally:
-            asked.close()  # its end
+            with suppress(OSError):  # it may have ended by itself
+                asked.close()
 
 
 def measure_when_asked() -> None:
@@ -165,4 +166,5 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    measure_when_asked()
+    with suppress(KeyboardInterrupt):  # which the benchmark gets too
+        measure_when_asked()
