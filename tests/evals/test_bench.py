@@ -247,6 +247,14 @@ def test_memory_bandwidth_is_measured(monkeypatch):
     assert measured["bytes_per_second"] == 2**20 // 8
 
 
+@pytest.mark.parametrize(("flags", "name"), [({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")])
+def test_matrices_are_multiplied_in_what_the_processor_has(monkeypatch, flags, name):
+    """Catches bf16 on a processor without it, where one product takes 40 seconds."""
+    monkeypatch.setattr(machine, "MATRIX_SIZE", 16)
+    hardware = machine.Hardware(num_cores=1, memory_bytes=2**20, available_bytes=2**20, cpu_flags=frozenset(flags))
+    assert machine.matrix_peak(hardware)["method"].startswith(f"torch {name} product of 16 x 16")
+
+
 # --------------------------------------------------------------------------------------------------------------- serve
 
 
