@@ -32,7 +32,7 @@ struct DenseReader {
   DenseReader(const Weight& w, int64_t r) : p(w.row(r)) {}
   explicit DenseReader(const void* row) : p(static_cast<const uint8_t*>(row)) {}
   static constexpr int64_t kBytes = kBlock * sizeof(Value);
-  static constexpr bool kRowByRow = true;  // a chain keeps up with memory: a step or two for each line of 64 bytes
+  static constexpr bool kKeepsUp = true;  // a chain keeps up with memory: a step or two for each line of 64 bytes
   Pair block(int64_t i) const { return split(p + i * kBytes); }
   void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBytes, 0, 3); }
   Pair tail(int64_t i, int64_t count) const {
@@ -67,7 +67,7 @@ struct Fp8Reader {
             lanes([&](int i) { return kE4m3.value[q[2 * i + 1]] / 256; })};
 #endif
   }
-  static constexpr bool kRowByRow = false;  // four steps
+  static constexpr bool kKeepsUp = false;  // four steps
   Pair block(int64_t i) const { return decode(p + i * kBlock); }
   void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBlock, 0, 3); }
   Pair tail(int64_t i, int64_t count) const {
@@ -115,7 +115,7 @@ struct Fp32 {
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
 // must not see that the second part comes from the same bytes. Attention over a long context gained 3 %, rows of 512
 // columns that lie in the cache 9 %.
-template <int R, int M, class A, class Reader, bool kFromMemory>
+template <int R, int M, class A, bool kRowByRow, class Reader>
 __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Element* const* x, int64_t cols,
                                          int64_t ahead, float* out, int64_t ld) {
   V acc[R][M];
@@ -131,7 +131,7 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
       for (int r = 0; r < R; ++r) acc[r][m] = A::template step<P>(weight[r], x[m] + i * kBlock, acc[r][m]);
   };
   const int64_t whole = cols / kBlock, rest = cols % kBlock;
-  if constexpr (kFromMemory && M <= 2 && Reader::kRowByRow) {
+  if constexpr (kRowByRow) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
       for (int64_t i = 0; i < whole; ++i)
@@ -177,14 +177,15 @@ constexpr int kWide = 4, kNarrow = 4, kWideUpTo = 1;
 template <int R, class A, bool kFromMemory, class Reader>
 inline void dot_rows(int num_x, const Reader* w, const typename A::Element* const* x, int64_t cols, int64_t ahead,
                      float* out, int64_t ld) {
+  constexpr bool kRowByRow = kFromMemory && Reader::kKeepsUp;
   switch (num_x) {
-    case 1: dot_block<R, 1, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
-    case 2: dot_block<R, 2, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
+    case 1: dot_block<R, 1, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
+    case 2: dot_block<R, 2, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
 #if defined(__AVX512F__)
-    case 3: dot_block<R, 3, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
-    case 4: dot_block<R, 4, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
-    case 5: dot_block<R, 5, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
-    case 6: dot_block<R, 6, A, Reader, kFromMemory>(w, x, cols, ahead, out, ld); break;
+    case 3: dot_block<R, 3, A, false>(w, x, cols, ahead, out, ld); break;
+    case 4: dot_block<R, 4, A, false>(w, x, cols, ahead, out, ld); break;
+    case 5: dot_block<R, 5, A, false>(w, x, cols, ahead, out, ld); break;
+    case 6: dot_block<R, 6, A, false>(w, x, cols, ahead, out, ld); break;
 #endif
   }
 }

@@ -1,7 +1,7 @@
 """`make bench-peers`: Ventoux and its peers on the same weights, in turns, and one result file of it all.
 
 Engines take turns, a round of all of them after the other, since the speed of a shared machine drifts: ratios are taken
-within a round, and the memory's speed is measured before every engine.
+within a round, and what memory and matrix product give is measured after every case.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from peers import report, weights
 from peers.protocol import counts
 
@@ -55,8 +56,8 @@ def main() -> int:
     peers = [Peer(name) for name in NAMES if args.only is None or name in (*args.only, "ventoux")]
     for peer in peers:
         _prepare(peer, models)
-    torch.set_num_threads(args.threads)
-    rounds = [_round(peers, models, args, seed) for seed in range(args.rounds)]
+    with machine.speeds_beside() as speeds:
+        rounds = [_round(peers, models, args, seed, speeds) for seed in range(args.rounds)]
     results = report.summary(rounds, json.loads((models / "model.json").read_text()))
     results["not_measured"] = {peer.name: peer.problem for peer in peers if peer.problem}
     config = {name: value for name, value in vars(args).items() if name not in ("output", "note")}
@@ -103,23 +104,27 @@ def _prepare(peer: Peer, models: Path) -> None:
         peer.variants = json.loads(done.stdout)["variants"]
 
 
-def _round(peers: list[Peer], models: Path, args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """One entry per engine: its lines, and the memory's and the matrix units' speed just before."""
+def _round(
+    peers: list[Peer], models: Path, args: argparse.Namespace, seed: int, speeds: Callable[[], machine.Speeds]
+) -> list[dict[str, Any]]:
+    """One entry per engine: its lines, each with what memory and matrix product gave right after it."""
     entries = []
     for peer in peers:
         for variant in peer.variants:
             print(f"round {seed + 1} of {args.rounds}: {peer.name} {variant}", flush=True)
-            speeds = {
-                "bytes_per_second": machine.memory_bandwidth()["bytes_per_second"],
-                "operations_per_second": machine.matrix_peak()["operations_per_second"],
-            }
-            entries.append(
-                {"engine": f"{peer.name} {variant}", **speeds, **_measure(peer, variant, models, args, seed)}
-            )
+            lines = _measure(peer, variant, models, args, seed, speeds)
+            entries.append({"engine": f"{peer.name} {variant}", **lines})
     return entries
 
 
-def _measure(peer: Peer, variant: str, models: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+def _measure(
+    peer: Peer,
+    variant: str,
+    models: Path,
+    args: argparse.Namespace,
+    seed: int,
+    speeds: Callable[[], machine.Speeds],
+) -> dict[str, Any]:
     flags = {name: ",".join(map(str, getattr(args, name))) for name in ("prefill", "decode")}
     flags |= {"new-tokens": args.new_tokens, "seconds": args.seconds, "threads": args.threads, "seed": seed}
     words = [f"--{name}={value}" for name, value in flags.items()]
@@ -132,18 +137,21 @@ def _measure(peer: Peer, variant: str, models: Path, args: argparse.Namespace, s
             ["timeout", str(ROUND_SECONDS), *peer.command("measure", str(models), variant, *words)],
             cwd=HERE.parent,
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
         )
-        assert process.stdout is not None
+        assert process.stdin and process.stdout
         try:
             for text in process.stdout:
                 line = json.loads(text)
                 if line["case"] == "load":
                     # From the command to the first token of a short prompt, interpreter and imports included.
                     line["start_seconds"] = time.perf_counter() - started
-                lines.append(line)
+                lines.append(line | asdict(speeds()))
+                with suppress(OSError):  # it may have been ended meanwhile
+                    print("on", file=process.stdin, flush=True)
         except BaseException:  # an interrupt reaches this process alone
             process.terminate()
             raise

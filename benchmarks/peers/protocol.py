@@ -55,6 +55,10 @@ def run(prepare: Callable[[Path], list[str]], load: Callable[[Path, str, argpars
     def say(**line: Any) -> None:
         print(json.dumps(line), file=lines, flush=True)
 
+    def report(**line: Any) -> None:
+        say(**line)
+        sys.stdin.readline()  # until the reader has measured what the machine gives at this moment
+
     if args.action == "prepare":
         say(variants=prepare(args.models))
         return
@@ -63,7 +67,7 @@ def run(prepare: Callable[[Path], list[str]], load: Callable[[Path, str, argpars
     loaded = time.perf_counter()
     prompts = _Prompts(args)
     engine.prefill(prompts.next(4))
-    say(
+    report(
         case="load",
         seconds=loaded - started,
         first_token_seconds=time.perf_counter() - loaded,
@@ -71,11 +75,11 @@ def run(prepare: Callable[[Path], list[str]], load: Callable[[Path, str, argpars
         **engine.facts,
     )
     for length in args.prefill:
-        say(case=f"prefill {length}", tokens=length, **_prefill(engine, prompts, length, args.seconds))
+        report(case=f"prefill {length}", tokens=length, **_prefill(engine, prompts, length, args.seconds))
     for sequences in args.decode:
         measured = _decode(engine, prompts, sequences, args)
-        say(case=f"decode {sequences}", weight_bytes=engine.weight_bytes(sequences), **measured)
-    say(case="memory", peak_bytes=_peak_memory())
+        report(case=f"decode {sequences}", weight_bytes=engine.weight_bytes(sequences), **measured)
+    report(case="memory", peak_bytes=_peak_memory())
 
 
 def expected_share(model: dict[str, Any], tokens: int) -> float:

@@ -12,11 +12,11 @@ OURS = "ventoux "
 
 def summary(rounds: list[list[dict[str, Any]]], model: dict[str, Any]) -> dict[str, Any]:
     """Everything by engine, in the order of the first round."""
-    speeds = [entry for entries in rounds for entry in entries]
+    speeds = [line for entries in rounds for entry in entries for line in entry["cases"]]
     engines = [entry["engine"] for entry in rounds[0]]
     return {
-        "memory_bytes_per_second": spread([entry["bytes_per_second"] for entry in speeds]),
-        "matrix_operations_per_second": spread([entry["operations_per_second"] for entry in speeds]),
+        "memory_bytes_per_second": spread([line["bytes_per_second"] for line in speeds]),
+        "matrix_operations_per_second": spread([line["operations_per_second"] for line in speeds]),
         "engines": {engine: _engine(engine, rounds, model) for engine in engines},
         "ratios": _ratios(rounds, engines),
     }
@@ -26,8 +26,7 @@ def _engine(engine: str, rounds: list[list[dict[str, Any]]], model: dict[str, An
     entries = [entry for entries in rounds for entry in entries if entry["engine"] == engine]
     found: dict[str, Any] = {"cases": {}}
     for name in dict.fromkeys(line["case"] for entry in entries for line in entry["cases"]):
-        pairs = [(entry, line) for entry in entries for line in entry["cases"] if line["case"] == name]
-        lines = [line for _, line in pairs]
+        lines = [line for entry in entries for line in entry["cases"] if line["case"] == name]
         if name == "load":
             found |= {key: lines[0][key] for key in ("versions", "note")}
             for key in ("start_seconds", "seconds"):
@@ -37,26 +36,26 @@ def _engine(engine: str, rounds: list[list[dict[str, Any]]], model: dict[str, An
         else:
             found["cases"][name] = {
                 "tokens_per_second": spread([line["tokens_per_second"] for line in lines]),
-                **_shares(pairs, model),
+                **_shares(lines, model),
             }
     problems = [entry["problem"] for entry in entries if "problem" in entry]
     return {**found, "problems": problems} if problems else found
 
 
-def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]], model: dict[str, Any]) -> dict[str, Any]:
+def _shares(lines: list[dict[str, Any]], model: dict[str, Any]) -> dict[str, Any]:
     """Medians over rounds of the share of the memory's speed (decode) or of the matrix units' (prefill)."""
-    if "weight_bytes" in pairs[0][1]:
+    if "weight_bytes" in lines[0]:
         shares = [
-            line["tokens_per_second"] / line["sequences"] * line["weight_bytes"] / entry["bytes_per_second"]
-            for entry, line in pairs
+            line["tokens_per_second"] / line["sequences"] * line["weight_bytes"] / line["bytes_per_second"]
+            for line in lines
         ]
-        new_tokens = [line["new_tokens"] for _, line in pairs]
+        new_tokens = [line["new_tokens"] for line in lines]
         return {"share_of_bandwidth": statistics.median(shares), "new_tokens": new_tokens}
     # The head multiplies one row of a prompt, and attention comes on top: neither is counted.
     active = model["shared_parameters"] - model["head_parameters"]
     active += model["expert_parameters"] * model["experts_per_token"] / model["experts"]
-    shares = [line["tokens_per_second"] * 2 * active / entry["operations_per_second"] for entry, line in pairs]
-    return {"share_of_matrix_peak": statistics.median(shares), "cold": [line["cold"] for _, line in pairs]}
+    shares = [line["tokens_per_second"] * 2 * active / line["operations_per_second"] for line in lines]
+    return {"share_of_matrix_peak": statistics.median(shares), "cold": [line["cold"] for line in lines]}
 
 
 def _ratios(rounds: list[list[dict[str, Any]]], engines: list[str]) -> dict[str, dict[str, dict[str, float]]]:

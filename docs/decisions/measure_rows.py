@@ -53,7 +53,7 @@ def main(instruction_set: str | None = None) -> None:
     x = torch.randn(32, COLS, generator=torch.Generator().manual_seed(1)).bfloat16()
     torch.set_num_threads(threads)
     print(f"{describe()['cpu']}, {threads} thread(s), {ops.name}; medians and (best) of {REPEATS}")
-    print(f"memory reads {memory_bandwidth()['bytes_per_second'] / 1e9:.1f} GB/s")
+    print(f"memory reads {memory_bandwidth()[0] / 1e9:.1f} GB/s")
     for name, weight in weights().items():
         together = ops.linear(x, weight)
         for count in (1, 2, 4, 8, 16, 32):

@@ -41,5 +41,5 @@ def test_a_step_uses_the_plans_threads_and_gives_them_back(three_threads, monkey
 def test_the_memory_is_measured_with_all_cores(three_threads):
     """Else the share of it that decoding comes to would look better than it is."""
     hardware = replace(probe_hardware(), num_cores=2, available_bytes=2**24)
-    assert "2 thread(s)" in memory_bandwidth(hardware, repeats=1)["method"]
+    assert "2 thread(s)" in memory_bandwidth(hardware, repeats=1)[1]
     assert torch.get_num_threads() == 3

@@ -163,12 +163,13 @@ def test_throughput_counts_requests_and_tokens(monkeypatch):
 def test_limits_are_those_beside_a_row(monkeypatch):
     """The machine slows down between the two rows."""
     engine = tiny_engine()
-    speeds = iter([machine.Speeds(8.0, 80.0)] * 2 + [machine.Speeds(4.0, 40.0), machine.Speeds(2.0, 20.0)])
+    speeds = (machine.Speeds(*rates, "by hand") for rates in [(8.0, 80.0)] * 2 + [(4.0, 40.0), (2.0, 20.0)])
     measured = bench.latency(
         engine, prompt_tokens=[8], batch_sizes=[1], new_tokens=4, repeats=2, tick=lambda: next(speeds, None)
     )
     assert measured["prefill"][0]["matrix_operations_per_second"] == 80.0
     assert measured["decode"][0]["memory_bytes_per_second"] == 2.0
+    assert measured["decode"][0]["limits_method"] == "by hand"
 
 
 def test_speeds_are_measured_in_a_process_beside():
@@ -177,6 +178,7 @@ def test_speeds_are_measured_in_a_process_beside():
         first, second = measure(), measure()
     assert min(first.bytes_per_second, second.bytes_per_second) > 1e8
     assert min(first.operations_per_second, second.operations_per_second) > 1e8
+    assert "sum over" in first.method and "product of" in first.method
     assert machine.peak_memory() - before < 2**28, "its gigabyte counts as ours"
 
 
@@ -190,7 +192,7 @@ def test_a_process_beside_that_ends_is_said(monkeypatch):
 def fast_memory(monkeypatch):
     @contextmanager
     def speeds_beside():
-        yield lambda: machine.Speeds(1e9, 1e9)
+        yield lambda: machine.Speeds(1e9, 1e9, "sums by hand")
 
     monkeypatch.setattr(machine, "speeds_beside", speeds_beside)
 
@@ -212,7 +214,7 @@ def test_latency_command_writes_a_result(checkpoint, tmp_path, fast_memory, caps
     assert result["results"]["prefill"][0]["share_of_matrix_peak"] > 0
     assert str(tmp_path) not in json.dumps(result), "a result file names folders of this machine"
     shown = capsys.readouterr().out
-    assert "prefill of 32" in shown and "decode, batch 2" in shown and "1.0 GB/s" in shown
+    assert "prefill of 32" in shown and "decode, batch 2" in shown and "1.0 GB/s" in shown and "sums by hand" in shown
 
 
 def test_operators_command_shows_each_operator(checkpoint, tmp_path, fast_memory, capsys):
@@ -243,8 +245,7 @@ def test_memory_bandwidth_is_measured(monkeypatch):
     clock = iter([0, 4, 10, 12, 20, 21])
     monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
     hardware = machine.Hardware(num_cores=1, memory_bytes=2**20, available_bytes=2**20)
-    measured = machine.memory_bandwidth(hardware, repeats=3)
-    assert measured["bytes_per_second"] == 2**20 // 8
+    assert machine.memory_bandwidth(hardware, repeats=3)[0] == 2**20 // 8
 
 
 @pytest.mark.parametrize(("flags", "name"), [({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")])
@@ -252,7 +253,7 @@ def test_matrices_are_multiplied_in_what_the_processor_has(monkeypatch, flags, n
     """Catches bf16 on a processor without it, where one product takes 40 seconds."""
     monkeypatch.setattr(machine, "MATRIX_SIZE", 16)
     hardware = machine.Hardware(num_cores=1, memory_bytes=2**20, available_bytes=2**20, cpu_flags=frozenset(flags))
-    assert machine.matrix_peak(hardware)["method"].startswith(f"torch {name} product of 16 x 16")
+    assert machine.matrix_peak(hardware)[1].startswith(f"torch {name} product of 16 x 16")
 
 
 # --------------------------------------------------------------------------------------------------------------- serve

@@ -23,9 +23,8 @@ def entry(engine, prefill, decode, bandwidth=1000.0, peak=10_000.0, **more):
         {"case": "decode 4", "sequences": 4, "new_tokens": 9, "tokens_per_second": decode, "weight_bytes": 50},
         {"case": "memory", "peak_bytes": 7 * 2**30},
     ]
-    return {
-        "engine": engine, "bytes_per_second": bandwidth, "operations_per_second": peak, "cases": cases, **more
-    }  # fmt: skip
+    speeds = {"bytes_per_second": bandwidth, "operations_per_second": peak}
+    return {"engine": engine, "cases": [case | speeds for case in cases], **more}
 
 
 def summary(rounds):

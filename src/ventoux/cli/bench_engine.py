@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ventoux.engine.engine import Engine
+    from ventoux.evals import machine
+    from ventoux.evals.bench import Tick
 
-LIMITS = (
-    "the limits, torch's sum of 1 GiB and its product of matrices, are measured after every run in a process beside;"
-    " medians of a row's runs"
-)
 # What a measurement gives: its configuration, its results, and a table of them.
 Measured = tuple[dict[str, Any], dict[str, Any], "Table"]
 
@@ -50,7 +48,7 @@ def measure_latency(args: argparse.Namespace) -> Measured:
     bench.add_shares(measured["decode"] + measured["long_context"])
     bench.add_peak_shares(measured["prefill"])
     config = {**bench.model_facts(engine), "decode_prompt_tokens": bench.DECODE_PROMPT, "new_tokens": args.new_tokens}
-    results = {**measured, "memory": memory, "limits": LIMITS, "speculation": bench.acceptance(engine)}
+    results = {**measured, "memory": memory, "speculation": bench.acceptance(engine)}
     return config, results, _latency_table(results)
 
 
@@ -58,7 +56,7 @@ def _latency_table(results: dict[str, Any]) -> Table:
     memory = results["memory"]
     caption = (
         f"loaded in {memory['load_seconds']:.1f} s; resident at most {memory['peak_bytes'] / 2**30:.2f} GiB"
-        f" ({memory['loaded_bytes'] / 2**30:.2f} GiB once loaded)\n{LIMITS}{_guesses(results)}"
+        f" ({memory['loaded_bytes'] / 2**30:.2f} GiB once loaded)\n{_limits(results['prefill'])}{_guesses(results)}"
     )
     table = new_table("measured", "tokens/s", "min - max", "of the limit", caption=caption)
     for row in results["prefill"]:
@@ -73,6 +71,10 @@ def _latency_table(results: dict[str, Any]) -> Table:
         share = f"{row['share_of_bandwidth']:.0%} of {row['memory_bytes_per_second'] / 1e9:.1f} GB/s"
         table.add_row(name, *_cells(row["tokens_per_second"]), share)
     return table
+
+
+def _limits(rows: list[dict[str, Any]]) -> str:
+    return f"limits: {rows[0]['limits_method']}; after every run in a process beside, medians of a row's runs"
 
 
 def _guesses(results: dict[str, Any]) -> str:
@@ -124,8 +126,7 @@ def measure_operators(args: argparse.Namespace) -> Measured:
             tick=tick,
         )
     add_shares(rows)
-    results = {"operators": rows, "limits": LIMITS}
-    table = new_table("per step", "ms", "share", "GB/s (of memory)", "GFLOP/s (of peak)", caption=LIMITS)
+    table = new_table("per step", "ms", "share", "GB/s (of memory)", "GFLOP/s (of peak)", caption=_limits(rows))
     for row in rows:
         step = row["clocked_step_seconds"]["mean"]
         table.add_row(f"{row['case']} {row['size']}", f"{1e3 * row['step_seconds']['mean']:.2f}")
@@ -135,7 +136,7 @@ def measure_operators(args: argparse.Namespace) -> Measured:
                 for what, share in (("bytes", "share_of_bandwidth"), ("operations", "share_of_matrix_peak")):
                     cells.append(f"{found[what] / found['seconds'] / 1e9:.1f} ({found[share]:.0%})")
             table.add_row(f"  {operator}", *cells)
-    return bench.model_facts(engine), results, table
+    return bench.model_facts(engine), {"operators": rows}, table
 
 
 def measure_formats(args: argparse.Namespace) -> Measured:
@@ -203,12 +204,12 @@ def _load(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
 
 
 @contextmanager
-def ticks(title: str, total: int, unit: str, speeds: Callable = lambda: None) -> Iterator[Callable]:
+def ticks(title: str, total: int, unit: str, speeds: Tick = lambda: None) -> Iterator[Tick]:
     """Yields what moves the bar by one and gives what `speeds` measures then."""
     count = itertools.count(1)
     with loading_bar(title, unit=unit) as progress:
 
-        def tick():
+        def tick() -> machine.Speeds | None:
             progress(next(count), total)
             return speeds()
 

@@ -91,7 +91,7 @@ def latency(
     return {"prefill": prefill, "decode": decode}
 
 
-def limits(speeds: Sequence[machine.Speeds | None]) -> dict[str, float]:
+def limits(speeds: Sequence[machine.Speeds | None]) -> dict[str, Any]:
     """What the machine gave beside a row's runs, in the middle; nothing where it was not measured."""
     known = [found for found in speeds if found is not None]
     if not known:
@@ -99,6 +99,7 @@ def limits(speeds: Sequence[machine.Speeds | None]) -> dict[str, float]:
     return {
         "memory_bytes_per_second": statistics.median(found.bytes_per_second for found in known),
         "matrix_operations_per_second": statistics.median(found.operations_per_second for found in known),
+        "limits_method": known[0].method,
     }
 
 

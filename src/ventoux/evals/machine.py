@@ -81,8 +81,9 @@ def commit() -> str | None:
         return None
 
 
-def memory_bandwidth(hardware: Hardware | None = None, repeats: int = 5) -> dict[str, Any]:
-    """How fast torch reads memory: the best of `repeats` fp32 sums over 1 GiB (less where memory is short).
+def memory_bandwidth(hardware: Hardware | None = None, repeats: int = 5) -> tuple[float, str]:
+    """Bytes per second, and how they were measured: the best of `repeats` fp32 sums over 1 GiB (less where memory is
+    short).
 
     The best, not the median: it stands for what the machine can do, and others may be using it.
     """
@@ -96,12 +97,12 @@ def memory_bandwidth(hardware: Hardware | None = None, repeats: int = 5) -> dict
             values.sum()
             seconds.append(time.perf_counter() - started)
     method = f"torch fp32 sum over {nbytes / 2**20:.0f} MiB, {hardware.num_cores} thread(s), best of {repeats}"
-    return {"bytes_per_second": nbytes / min(seconds), "method": method}
+    return nbytes / min(seconds), method
 
 
-def matrix_peak(hardware: Hardware | None = None, repeats: int = 3) -> dict[str, Any]:
-    """Operations per second of torch's square product: the best run, in bf16 where the processor multiplies that, else
-    in fp32. (Without such instructions one product in bf16 took 40 seconds.)"""
+def matrix_peak(hardware: Hardware | None = None, repeats: int = 3) -> tuple[float, str]:
+    """Operations per second of torch's square product, and how they were measured: the best run, in bf16 where the
+    processor multiplies that, else in fp32. (Without such instructions one product in bf16 took 40 seconds.)"""
     hardware = hardware or probe()
     dtype = torch.bfloat16 if hardware.has_fast_bf16 else torch.float32
     values = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype)
@@ -113,7 +114,7 @@ def matrix_peak(hardware: Hardware | None = None, repeats: int = 3) -> dict[str,
             seconds = min(seconds, time.perf_counter() - started)
     name, size = str(dtype).removeprefix("torch."), MATRIX_SIZE
     method = f"torch {name} product of {size} x {size}, {hardware.num_cores} thread(s), best of {repeats}"
-    return {"operations_per_second": 2 * MATRIX_SIZE**3 / seconds, "method": method}
+    return 2 * MATRIX_SIZE**3 / seconds, method
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Speeds:
 
     bytes_per_second: float
     operations_per_second: float
+    method: str
 
 
 @contextmanager
@@ -155,8 +157,8 @@ def speeds_beside() -> Iterator[Callable[[], Speeds]]:
 def measure_when_asked() -> None:
     """The process beside: a line of JSON for every line read."""
     for _ in sys.stdin:
-        memory, matrix = memory_bandwidth(), matrix_peak()
-        print(json.dumps(asdict(Speeds(memory["bytes_per_second"], matrix["operations_per_second"]))), flush=True)
+        (memory, summed), (matrix, multiplied) = memory_bandwidth(), matrix_peak()
+        print(json.dumps(asdict(Speeds(memory, matrix, f"{summed}; {multiplied}"))), flush=True)
 
 
 def peak_memory() -> int:
