@@ -53,7 +53,7 @@ class ServeBench:
         self._transport = transport
 
     def run(
-        self, concurrency: Sequence[int], repeats: int, tick: Callable[[], None] = lambda: None
+        self, concurrency: Sequence[int], repeats: int, tick: Callable[[], object] = lambda: None
     ) -> list[dict[str, Any]]:
         """For each level, that many clients send `repeats` requests each; `tick` is called after every request.
 
@@ -67,7 +67,7 @@ class ServeBench:
         except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineError(f"{self.url}: this is not how an OpenAI-compatible server answers ({error!r})") from error
 
-    async def _run(self, concurrency: Sequence[int], repeats: int, tick: Callable[[], None]) -> list[dict[str, Any]]:
+    async def _run(self, concurrency: Sequence[int], repeats: int, tick: Callable[[], object]) -> list[dict[str, Any]]:
         limits = httpx2.Limits(max_connections=max(concurrency))
         timeout = httpx2.Timeout(None, connect=10.0)
         async with httpx2.AsyncClient(
@@ -82,7 +82,7 @@ class ServeBench:
             return [await self._level(client, count, repeats, tick) for count in concurrency]
 
     async def _level(
-        self, client: httpx2.AsyncClient, count: int, repeats: int, tick: Callable[[], None]
+        self, client: httpx2.AsyncClient, count: int, repeats: int, tick: Callable[[], object]
     ) -> dict[str, Any]:
         answers: list[_Answer] = []
 
