@@ -7,12 +7,13 @@
 namespace ventoux {
 namespace VENTOUX_ISA {
 
-// Rows of one task: enough to pay for taking it, few enough that a panel of weights stays in the second-level cache.
+// Rows of one task, of so many `rows` in all: enough to pay for taking it; at `most` so few that a panel of weights stays
+// in the second-level cache.
 template <class Product>
-inline int64_t panel_rows(const Pool& pool, int64_t rows) {
+inline int64_t panel_rows(const Pool& pool, int64_t rows, int64_t most = Product::kPanel) {
   constexpr int64_t step = Product::kRows;
   const int64_t even = rows / (4 * pool.num_threads());
-  return std::clamp<int64_t>((even + step - 1) / step * step, step, Product::kPanel);
+  return std::clamp<int64_t>((even + step - 1) / step * step, step, most);
 }
 
 template <class Product>

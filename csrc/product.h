@@ -74,6 +74,7 @@ struct Vectors {
   static constexpr int kGroup = std::max(2 * kMaxM, kMaxCodeX);  // activations that pass over a panel together
   static constexpr int64_t kRows = 8;       // a panel's rows are a multiple of this
   static constexpr int64_t kPanel = VENTOUX_ISA::kPanel;
+  static constexpr int64_t kLongPanel = 4 * kPanel;  // with a few activations
 
   // Activations, one row after the other as the arithmetic reads them.
   struct Operand {

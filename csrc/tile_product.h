@@ -90,7 +90,7 @@ struct Tiles {
   static constexpr int kGroup = 2 * kTile;
   static constexpr int64_t kRows = 2 * kTile;
   // Read again by each group of activations: with 4096 columns 1 MiB of the second-level cache.
-  static constexpr int64_t kPanel = 128;
+  static constexpr int64_t kPanel = 128, kLongPanel = kPanel;
   // Columns of stored codes that are widened before they are multiplied, where one group is all there is: 32 KiB.
   static constexpr int64_t kChunk = 16;  // in blocks
 
