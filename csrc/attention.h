@@ -226,7 +226,7 @@ inline void expand_values(Pool& pool, const float* sums, int64_t width, const We
       for (int m = 0; m < here; ++m) rows[m] = sums + ((t + m) * H + h) * width;
       for (int64_t o = 0; o < O; o += kPanel) {
         const int64_t count = std::min(kPanel, O - o);
-        weight_dots(kv_b, h * (N + O) + N + o, count, here, rows, results, kPanel);
+        weight_dots(kv_b, h * (N + O) + N + o, count, here, rows, results, kPanel, {0, here});
         for (int m = 0; m < here; ++m) put_columns(out, t + m, h * O + o, count, results + m * kPanel);
       }
     });

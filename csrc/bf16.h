@@ -67,7 +67,7 @@ struct Nvfp4Reader {
   const uint8_t* groups;
   Nvfp4Reader() = default;
   Nvfp4Reader(const Weight& w, int64_t r) : p(w.row(r)), groups(w.row_groups(r)) {}
-  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBlock / 2, 0, 3); }
+  const uint8_t* line(int64_t i) const { return p + i * kBlock / 2; }
 };
 
 struct Bf16 {
@@ -113,7 +113,7 @@ struct Bf16 {
       for (int64_t r = 0; r < count; ++r) {
         const Reader row(w, first + r);
         for (int64_t i = begin; i < end; ++i) {
-          row.prefetch(i, ahead);
+          __builtin_prefetch(row.line(i) + ahead, 0, 3);
           const __m512i columns = i < whole ? block(row, i) : rest(row, i, left);
           _mm512_storeu_si512(to + r * pitch + (i - begin) * 2 * kBlock, columns);
         }

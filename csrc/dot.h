@@ -34,7 +34,7 @@ struct DenseReader {
   static constexpr int64_t kBytes = kBlock * sizeof(Value);
   static constexpr bool kKeepsUp = true;  // a chain keeps up with memory: a step or two for each line of 64 bytes
   Pair block(int64_t i) const { return split(p + i * kBytes); }
-  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBytes, 0, 3); }
+  const uint8_t* line(int64_t i) const { return p + i * kBytes; }
   Pair tail(int64_t i, int64_t count) const {
     alignas(64) Value rest[kBlock] = {};
     std::memcpy(rest, p + i * kBytes, size_t(count) * sizeof(Value));
@@ -69,7 +69,7 @@ struct Fp8Reader {
   }
   static constexpr bool kKeepsUp = false;  // four steps
   Pair block(int64_t i) const { return decode(p + i * kBlock); }
-  void prefetch(int64_t i, int64_t ahead) const { __builtin_prefetch(p + ahead + i * kBlock, 0, 3); }
+  const uint8_t* line(int64_t i) const { return p + i * kBlock; }
   Pair tail(int64_t i, int64_t count) const {
     alignas(64) uint8_t rest[kBlock] = {};
     std::memcpy(rest, p + i * kBlock, size_t(count));
@@ -102,9 +102,16 @@ struct Fp32 {
   }
 };
 
-// out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. What lies `ahead` bytes further is fetched
-// meanwhile, in the order of its addresses: the rows that come next. The hardware's own prefetcher finds them too late
-// when each row is a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
+// What is fetched while rows are multiplied: so many blocks in each step of the columns, from `ahead` bytes behind the
+// first row.
+struct Fetch {
+  int64_t ahead;
+  int blocks;
+};
+
+// out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8, F as many blocks as `Fetch` says. They are fetched in
+// the order of their addresses: the rows that come next. The hardware's own prefetcher finds them too late when each row is
+// a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
 // (docs/decisions/015-fetching-in-order.md).
 //
 // One or two activations meet rows of weights from memory one after the other: that is the order of addresses itself, and
@@ -115,7 +122,7 @@ struct Fp32 {
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
 // must not see that the second part comes from the same bytes. Attention over a long context gained 3 %, rows of 512
 // columns that lie in the cache 9 %.
-template <int R, int M, class A, bool kRowByRow, class Reader>
+template <int R, int M, int F, class A, bool kRowByRow, class Reader>
 __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Element* const* x, int64_t cols,
                                          int64_t ahead, float* out, int64_t ld) {
   V acc[R][M];
@@ -145,7 +152,7 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
   } else {
     for (int64_t i = 0; i < whole; ++i) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) w[0].prefetch(i * R + r, ahead);
+      for (int f = 0; f < F; ++f) __builtin_prefetch(w[0].line(i * F + f) + ahead, 0, F == R ? 3 : 2);
       add.template operator()<0>(i, [&](const Reader& row) { return A::template part<0>(row, i); });
       if constexpr (A::kParts == 2) {
         int64_t again = i;
@@ -173,29 +180,36 @@ constexpr int kWide = 8, kNarrow = 4, kWideUpTo = 2;
 constexpr int kMaxM = 2;
 constexpr int kWide = 4, kNarrow = 4, kWideUpTo = 1;
 #endif
+inline int rows_at_once(int num_x) { return num_x <= kWideUpTo ? kWide : kNarrow; }
 
 template <int R, class A, bool kFromMemory, class Reader>
-inline void dot_rows(int num_x, const Reader* w, const typename A::Element* const* x, int64_t cols, int64_t ahead,
+inline void dot_rows(int num_x, const Reader* w, const typename A::Element* const* x, int64_t cols, Fetch fetch,
                      float* out, int64_t ld) {
   constexpr bool kRowByRow = kFromMemory && Reader::kKeepsUp;
+  const int64_t ahead = fetch.ahead;
+  [[maybe_unused]] auto several = [&]<int M>() {
+    if (kFromMemory && fetch.blocks == 1) return dot_block<R, M, 1, A, false>(w, x, cols, ahead, out, ld);
+    if (kFromMemory && fetch.blocks == 2) return dot_block<R, M, 2, A, false>(w, x, cols, ahead, out, ld);
+    dot_block<R, M, R, A, false>(w, x, cols, ahead, out, ld);
+  };
   switch (num_x) {
-    case 1: dot_block<R, 1, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
-    case 2: dot_block<R, 2, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
+    case 1: dot_block<R, 1, R, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
+    case 2: dot_block<R, 2, R, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
 #if defined(__AVX512F__)
-    case 3: dot_block<R, 3, A, false>(w, x, cols, ahead, out, ld); break;
-    case 4: dot_block<R, 4, A, false>(w, x, cols, ahead, out, ld); break;
-    case 5: dot_block<R, 5, A, false>(w, x, cols, ahead, out, ld); break;
-    case 6: dot_block<R, 6, A, false>(w, x, cols, ahead, out, ld); break;
+    case 3: several.template operator()<3>(); break;
+    case 4: several.template operator()<4>(); break;
+    case 5: several.template operator()<5>(); break;
+    case 6: several.template operator()<6>(); break;
 #endif
   }
 }
 
 // The same for any number of weight rows: out[m * ld + i] for rows first .. first + count - 1, at most kMaxM
-// activations. `row_bytes` is the distance of rows that follow each other in memory, 0 if they do not.
+// activations.
 template <class Reader, class A = Fp32, bool kFromMemory = false, class MakeReader>
 inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
-                 int64_t cols, int64_t row_bytes, float* out, int64_t ld) {
-  const int step = num_x <= kWideUpTo ? kWide : kNarrow;
+                 int64_t cols, Fetch fetch, float* out, int64_t ld) {
+  const int step = rows_at_once(num_x);
   Reader w[kWide];
   float edge[kMaxM * kWide];
   for (int64_t r = 0; r < count; r += step) {
@@ -204,9 +218,9 @@ inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num
     float* to = here == step ? out + r : edge;
     const int64_t to_ld = here == step ? ld : step;
     if (step == kWide) {
-      dot_rows<kWide, A, kFromMemory>(num_x, w, x, cols, step * row_bytes, to, to_ld);
+      dot_rows<kWide, A, kFromMemory>(num_x, w, x, cols, fetch, to, to_ld);
     } else {
-      dot_rows<kNarrow, A, kFromMemory>(num_x, w, x, cols, step * row_bytes, to, to_ld);
+      dot_rows<kNarrow, A, kFromMemory>(num_x, w, x, cols, fetch, to, to_ld);
     }
     if (here != step)
       for (int m = 0; m < num_x; ++m)

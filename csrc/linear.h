@@ -67,7 +67,7 @@ inline void route(Pool& pool, Rows x, const Weight& gate, int64_t top_k, float s
     const int here = int(std::min<int64_t>(kMaxM, x.count - first));
     const float* rows[kMaxM];
     for (int m = 0; m < here; ++m) rows[m] = split + (first + m) * width;
-    weight_dots(gate, 0, E, here, rows, all + first * E, E);
+    weight_dots(gate, 0, E, here, rows, all + first * E, E, {0, here});
     for (int m = 0; m < here; ++m) {
       float* logits = all + (first + m) * E;
       float largest = logits[0];

@@ -46,13 +46,29 @@ inline void for_each_group(int64_t begin, int64_t end, int64_t most, const Group
   }
 }
 
+// A call's activations among all that pass over the same rows of a weight: so many went before.
+struct Passing {
+  int64_t before, all;
+};
+
 // Dots of rows first .. first + count - 1 of w with activations, row multipliers applied; of every format but NVFP4.
+//
+// Rows that one group of activations meets fetch the next few. Rows that several groups meet, each reading them once more,
+// come from memory for the first one only: each group fetches its share of the panel behind, or memory would rest
+// while the others multiply.
 template <class A = Fp32>
 inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
-                        float* out, int64_t ld) {
+                        float* out, int64_t ld, Passing passing) {
   auto go = [&]<class Reader>(Reader*) {
     for_each_group(0, num_x, kMaxM, [&](int64_t m, int here) {
-      dots<Reader, A, true>([&](int64_t r) { return Reader(w, r); }, first, count, here, x + m, w.cols, w.row_bytes(),
+      const int step = rows_at_once(here);
+      const int64_t rows_bytes = step * w.row_bytes();
+      Fetch fetch{rows_bytes, step};
+      if (here < passing.all) {
+        fetch.ahead = count * w.row_bytes() + (passing.before + m) * rows_bytes / passing.all;
+        fetch.blocks = step * here > passing.all ? 2 : 1;
+      }
+      dots<Reader, A, true>([&](int64_t r) { return Reader(w, r); }, first, count, here, x + m, w.cols, fetch,
                       out + m * ld, ld);
     });
   };
@@ -128,9 +144,9 @@ struct Vectors {
   // Rows first .. first + count - 1 of a weight, to be multiplied with activations begin .. end - 1.
   struct Panel {
     Weight weight;
-    int64_t first, count;
+    int64_t first, count, begin, end;
     Panel(const Weight& w, int64_t first, int64_t count, int64_t begin, int64_t end, int slot = 0)
-        : weight(w), first(first), count(count) {
+        : weight(w), first(first), count(count), begin(begin), end(end) {
       if constexpr (A::kWidensFp8)
         if (w.format == Format::kFp8 && end - begin > kMaxM) widen(slot);
     }
@@ -146,7 +162,7 @@ struct Vectors {
       } else {
         const Element* rows[kGroup];
         for (int m = 0; m < here; ++m) rows[m] = in.row(p + m);
-        weight_dots<A>(weight, first, count, here, rows, out, ld);
+        weight_dots<A>(weight, first, count, here, rows, out, ld, {p - begin, end - begin});
       }
     }
 
