@@ -72,6 +72,18 @@ def test_e4m3_ties_and_saturation():
     assert codes.float().tolist() == [[448.0, 16.0, 20.0, -16.0, 0.0, 2**-8]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_in_pieces_is_the_same(monkeypatch, dtype):
+    """One scale for all pieces, in the order of the values, whatever memory they lie in."""
+    values = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0)).to(dtype).transpose(0, 1)
+    whole, scale = quantize_fp8(values)
+    monkeypatch.setattr(formats, "_PIECE", 7)
+    codes, same = quantize_fp8(values)
+    assert same == scale and codes.shape == values.shape
+    assert torch.equal(codes.view(torch.uint8), whole.view(torch.uint8))
+    assert (codes.float() * scale - values.float()).abs().max() <= 16 * scale
+
+
 def test_scales_are_the_published_ones():
     tensor = torch.zeros(2, 32)
     tensor[0, 3], tensor[1, 20] = 3.0, -0.75
