@@ -61,7 +61,7 @@ constexpr int kCodeRows = 4;  // weight rows of a call
 constexpr int kCodesAhead = 8;
 
 // The lanes of R rows and M activations: sums[r][m].
-template <int R, int M, class C>
+template <int R, int M, int kLevel, class C>
 inline __attribute__((always_inline)) void code_lanes(const CodeRow* w, const typename C::Block* const* x, int64_t cols,
                                                       V (*sums)[M]) {
   using Codes = typename C::Codes;
@@ -81,10 +81,10 @@ inline __attribute__((always_inline)) void code_lanes(const CodeRow* w, const ty
   for (int64_t b = 0; b < whole; ++b) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      __builtin_prefetch(ahead.codes + (b * R + r) * (kCodeBlock / 2), 0, 3);
+      __builtin_prefetch(ahead.codes + (b * R + r) * (kCodeBlock / 2), 0, 4 - kLevel);
       codes[r] = w[r].block<Codes>(b);
     }
-    __builtin_prefetch(ahead.groups + b * R * (kCodeBlock / kGroup), 0, 3);
+    __builtin_prefetch(ahead.groups + b * R * (kCodeBlock / kGroup), 0, 4 - kLevel);
     add(codes, b);
   }
   if (const int64_t rest = cols % kCodeBlock) {
@@ -96,13 +96,13 @@ inline __attribute__((always_inline)) void code_lanes(const CodeRow* w, const ty
 }
 
 // out[m * ld + r] = <row r, activation m>
-template <int M, class C>
+template <int M, int kLevel, class C>
 __attribute__((noinline)) void code_block(const CodeRow* w, const typename C::Block* const* x, int64_t cols, float* out,
                                           int64_t ld) {
   // As many chains as there are registers to hold them.
   constexpr int R = M == 1 ? 4 : 2;
   V sums[kCodeRows][M];
-  for (int r = 0; r < kCodeRows; r += R) code_lanes<R, M, C>(w + r, x, cols, sums + r);
+  for (int r = 0; r < kCodeRows; r += R) code_lanes<R, M, kLevel, C>(w + r, x, cols, sums + r);
   for (int m = 0; m < M; ++m) sum4(sums[0][m], sums[1][m], sums[2][m], sums[3][m], out + m * ld);
 }
 
@@ -112,21 +112,15 @@ inline void code_dots(const Weight& weight, int64_t first, int64_t count, int nu
                       float* out, int64_t ld) {
   CodeRow w[kCodeRows];
   float edge[kMaxCodeX * kCodeRows];
+  const bool far = kCodesAhead * weight.row_bytes() > kNear;
   for (int64_t r = 0; r < count; r += kCodeRows) {
     const int here = int(std::min<int64_t>(kCodeRows, count - r));
     for (int i = 0; i < kCodeRows; ++i) w[i] = CodeRow(weight, first + r + std::min(i, here - 1));
     float* to = here == kCodeRows ? out + r : edge;
     const int64_t to_ld = here == kCodeRows ? ld : kCodeRows;
-    switch (num_x) {
-      case 1: code_block<1, C>(w, x, weight.cols, to, to_ld); break;
-      case 2: code_block<2, C>(w, x, weight.cols, to, to_ld); break;
-      case 3: code_block<3, C>(w, x, weight.cols, to, to_ld); break;
-      case 4: code_block<4, C>(w, x, weight.cols, to, to_ld); break;
-      case 5: code_block<5, C>(w, x, weight.cols, to, to_ld); break;
-      case 6: code_block<6, C>(w, x, weight.cols, to, to_ld); break;
-      case 7: code_block<7, C>(w, x, weight.cols, to, to_ld); break;
-      case 8: code_block<8, C>(w, x, weight.cols, to, to_ld); break;
-    }
+    with_number<kMaxCodeX>(num_x, [&]<int M>() {
+      far ? code_block<M, 2, C>(w, x, weight.cols, to, to_ld) : code_block<M, 1, C>(w, x, weight.cols, to, to_ld);
+    });
     if (here != kCodeRows)
       for (int m = 0; m < num_x; ++m)
         for (int i = 0; i < here; ++i) out[m * ld + r + i] = edge[m * kCodeRows + i];

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "simd.h"
 #include "weights.h"
@@ -108,21 +109,31 @@ struct Fetch {
   int64_t ahead;
   int blocks;
 };
+// What is fetched no further ahead finds room in the first-level cache, beside activations; the rest goes to the second.
+constexpr int64_t kNear = 8192;
 
-// out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8, F as many blocks as `Fetch` says. They are fetched in
-// the order of their addresses: the rows that come next. The hardware's own prefetcher finds them too late when each row is
-// a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
+// f.operator()<n>() of n, which is one of 1 .. kMost.
+template <int kMost, class F>
+inline void with_number(int n, const F& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    ((n == I + 1 ? f.template operator()<I + 1>() : void()), ...);
+  }(std::make_integer_sequence<int, kMost>{});
+}
+
+// out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. F blocks are fetched in each step into the cache of
+// that level, in the order of their addresses: what comes next. The hardware's own prefetcher finds it too late when each
+// row is a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
 // (docs/decisions/015-fetching-in-order.md).
 //
-// One or two activations meet rows of weights from memory one after the other: that is the order of addresses itself, and
-// the hardware fetches ahead by itself as fast as anything can read. One chain at a time keeps up with that; on rows
-// that lie in a cache it would be slower than several.
+// F = 0: one row after the other, for one or two activations and weights from memory. That is the order of addresses
+// itself, and the hardware fetches ahead by itself as fast as anything can read. One chain at a time keeps up with that; on
+// rows that lie in a cache it would be slower than several.
 //
 // One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
 // must not see that the second part comes from the same bytes. Attention over a long context gained 3 %, rows of 512
 // columns that lie in the cache 9 %.
-template <int R, int M, int F, class A, bool kRowByRow, class Reader>
+template <int R, int M, int F, int kLevel, class A, class Reader>
 __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Element* const* x, int64_t cols,
                                          int64_t ahead, float* out, int64_t ld) {
   V acc[R][M];
@@ -138,7 +149,7 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
       for (int r = 0; r < R; ++r) acc[r][m] = A::template step<P>(weight[r], x[m] + i * kBlock, acc[r][m]);
   };
   const int64_t whole = cols / kBlock, rest = cols % kBlock;
-  if constexpr (kRowByRow) {
+  if constexpr (F == 0) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
       for (int64_t i = 0; i < whole; ++i)
@@ -152,7 +163,7 @@ __attribute__((noinline)) void dot_block(const Reader* w, const typename A::Elem
   } else {
     for (int64_t i = 0; i < whole; ++i) {
 #pragma GCC unroll 8
-      for (int f = 0; f < F; ++f) __builtin_prefetch(w[0].line(i * F + f) + ahead, 0, F == R ? 3 : 2);
+      for (int f = 0; f < F; ++f) __builtin_prefetch(w[0].line(i * F + f) + ahead, 0, 4 - kLevel);
       add.template operator()<0>(i, [&](const Reader& row) { return A::template part<0>(row, i); });
       if constexpr (A::kParts == 2) {
         int64_t again = i;
@@ -185,23 +196,19 @@ inline int rows_at_once(int num_x) { return num_x <= kWideUpTo ? kWide : kNarrow
 template <int R, class A, bool kFromMemory, class Reader>
 inline void dot_rows(int num_x, const Reader* w, const typename A::Element* const* x, int64_t cols, Fetch fetch,
                      float* out, int64_t ld) {
-  constexpr bool kRowByRow = kFromMemory && Reader::kKeepsUp;
-  const int64_t ahead = fetch.ahead;
-  [[maybe_unused]] auto several = [&]<int M>() {
-    if (kFromMemory && fetch.blocks == 1) return dot_block<R, M, 1, A, false>(w, x, cols, ahead, out, ld);
-    if (kFromMemory && fetch.blocks == 2) return dot_block<R, M, 2, A, false>(w, x, cols, ahead, out, ld);
-    dot_block<R, M, R, A, false>(w, x, cols, ahead, out, ld);
-  };
-  switch (num_x) {
-    case 1: dot_block<R, 1, R, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
-    case 2: dot_block<R, 2, R, A, kRowByRow>(w, x, cols, ahead, out, ld); break;
-#if defined(__AVX512F__)
-    case 3: several.template operator()<3>(); break;
-    case 4: several.template operator()<4>(); break;
-    case 5: several.template operator()<5>(); break;
-    case 6: several.template operator()<6>(); break;
-#endif
-  }
+  with_number<kMaxM>(num_x, [&]<int M>() {
+    auto go = [&]<int F, int kLevel>() { dot_block<R, M, F, kLevel, A>(w, x, cols, fetch.ahead, out, ld); };
+    if constexpr (R != kNarrow && M > kWideUpTo) {  // never asked for
+    } else if constexpr (!kFromMemory) {
+      go.template operator()<R, 1>();
+    } else if constexpr (Reader::kKeepsUp && M <= 2) {
+      go.template operator()<0, 1>();
+    } else if (fetch.blocks < R) {
+      fetch.blocks == 1 ? go.template operator()<1, 2>() : go.template operator()<2, 2>();
+    } else {
+      fetch.ahead > kNear ? go.template operator()<R, 2>() : go.template operator()<R, 1>();
+    }
+  });
 }
 
 // The same for any number of weight rows: out[m * ld + i] for rows first .. first + count - 1, at most kMaxM

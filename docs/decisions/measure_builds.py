@@ -1,10 +1,11 @@
 """The figures of decision 015: two builds of csrc/ side by side, each in a process of its own, by turns. A shared
 machine changes its speed within seconds; the ratio of two runs right behind each other hardly does.
 
-    python measure_builds.py OLD.so NEW.so [--format fp8] [--isa avx512_vnni] moe:1 moe:8 linear:32
+    python measure_builds.py OLD.so NEW.so [--format fp8] [--isa avx512_vnni] [--wide] moe:1 moe:8 linear:32
 
 `moe:8` is eight tokens through eight layers of 64 experts, `linear:8` through eight products of 16,384 rows, all of
-1024 columns. A build is what `pip wheel .` or cmake leaves as `_native*.so`.
+1024 columns; `--wide`: two layers and products of Mistral Small 4's width, 4096 columns. A build is what `pip wheel .`
+or cmake leaves as `_native*.so`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import time
 
 import torch
 
-LAYERS, EXPERTS, HIDDEN, INNER, CHOSEN, ROWS = 8, 64, 1024, 512, 4, 16384
+NARROW, WIDE = (8, 64, 1024, 512), (2, 24, 4096, 2048)  # layers, experts, hidden size, inner size
+CHOSEN, ROWS = 4, 16384
 FORMATS = ("bf16", "fp8", "nvfp4")
 
 
@@ -29,12 +31,13 @@ def main() -> None:
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--format", choices=FORMATS, default="bf16")
     parser.add_argument("--isa", default="", help="another instruction set than the best")
+    parser.add_argument("--wide", action="store_true")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--repeats", type=int, default=25)
     args = parser.parse_args()
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, "--worker", build, args.format, args.isa, args.threads],
+            [sys.executable, __file__, "--worker", build, args.format, args.isa, args.threads, "wide" * args.wide],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -70,7 +73,7 @@ def ask(worker: subprocess.Popen[str]) -> str:
     return worker.stdout.readline().strip()
 
 
-def work(build: str, form: str, isa: str, threads: str) -> None:
+def work(build: str, form: str, isa: str, threads: str, wide: str) -> None:
     """Says which operators it has, then answers `operator:tokens:seed` with GB/s and a hash of all results."""
     import ventoux.ops
 
@@ -83,24 +86,25 @@ def work(build: str, form: str, isa: str, threads: str) -> None:
 
     torch.set_num_threads(1)
     ops = native_operators(int(threads), isa or None)
+    layers, experts, hidden, inner = WIDE if wide else NARROW
     seeds = torch.Generator().manual_seed(0)
-    gate_up = [weight(form, (EXPERTS, 2 * INNER, HIDDEN), seeds) for _ in range(LAYERS)]
-    down = [weight(form, (EXPERTS, HIDDEN, INNER), seeds) for _ in range(LAYERS)]
-    shapes = ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
-    shared = [tuple(weight(form, shape, seeds) for shape in shapes) for _ in range(LAYERS)]
-    dense = [weight(form, (ROWS, HIDDEN), seeds) for _ in range(LAYERS)]
-    expert = (gate_up[0].nbytes + down[0].nbytes) / EXPERTS
+    gate_up = [weight(form, (experts, 2 * inner, hidden), seeds) for _ in range(layers)]
+    down = [weight(form, (experts, hidden, inner), seeds) for _ in range(layers)]
+    shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
+    shared = [tuple(weight(form, shape, seeds) for shape in shapes) for _ in range(layers)]
+    dense = [weight(form, (ROWS, hidden), seeds) for _ in range(layers)]
+    expert = (gate_up[0].nbytes + down[0].nbytes) / experts
     print(ops.name, flush=True)
     for line in sys.stdin:
         operator, count, seed = line.split(":")
         generator = torch.Generator().manual_seed(int(seed))
-        x = torch.randn(int(count), HIDDEN, generator=generator).bfloat16()
-        choices = [torch.rand(len(x), EXPERTS, generator=generator).topk(CHOSEN).indices for _ in range(LAYERS)]
+        x = torch.randn(int(count), hidden, generator=generator).bfloat16()
+        choices = [torch.rand(len(x), experts, generator=generator).topk(CHOSEN).indices for _ in range(layers)]
         shares = torch.rand(len(x), CHOSEN, generator=generator)
         started = time.perf_counter()
         if operator == "moe":
-            layers = zip(choices, gate_up, down, shared, strict=True)
-            results = [ops.moe(x, shares, chosen, *weights) for chosen, *weights in layers]
+            calls = zip(choices, gate_up, down, shared, strict=True)
+            results = [ops.moe(x, shares, chosen, *weights) for chosen, *weights in calls]
             nbytes = sum((len(chosen.unique()) + 1) * expert for chosen in choices)
         else:
             results = [ops.linear(x, weights) for weights in dense]
