@@ -109,7 +109,7 @@ struct Fetch {
   int64_t ahead;
   int blocks;
 };
-// What is fetched no further ahead finds room in the first-level cache, beside activations; the rest goes to the second.
+// Weights fetched no further ahead find room in the first-level cache, beside activations; others go to the second.
 constexpr int64_t kNear = 8192;
 
 // f.operator()<n>() of n, which is one of 1 .. kMost.
@@ -121,13 +121,13 @@ inline void with_number(int n, const F& f) {
 }
 
 // out[m * ld + r] = <weight row r, activation row m>. R is 4 or 8. F blocks are fetched in each step into the cache of
-// that level, in the order of their addresses: what comes next. The hardware's own prefetcher finds it too late when each
-// row is a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
+// that level, in the order of their addresses: what comes next. The hardware's own prefetcher finds it too late when
+// each row is a stream of its own; from lines that are fetched in order it goes on: up to 1.7 times as fast
 // (docs/decisions/015-fetching-in-order.md).
 //
 // F = 0: one row after the other, for one or two activations and weights from memory. That is the order of addresses
-// itself, and the hardware fetches ahead by itself as fast as anything can read. One chain at a time keeps up with that; on
-// rows that lie in a cache it would be slower than several.
+// itself, and the hardware fetches ahead by itself as fast as anything can read. One chain at a time keeps up with that;
+// on rows that lie in a cache it would be slower than several.
 //
 // One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left
 // to itself, gcc reads a weight once, keeps both parts and all activations, and moves chains to memory and back. So it
@@ -191,15 +191,16 @@ constexpr int kWide = 8, kNarrow = 4, kWideUpTo = 2;
 constexpr int kMaxM = 2;
 constexpr int kWide = 4, kNarrow = 4, kWideUpTo = 1;
 #endif
-inline int rows_at_once(int num_x) { return num_x <= kWideUpTo ? kWide : kNarrow; }
+constexpr int rows_at_once(int num_x) { return num_x <= kWideUpTo ? kWide : kNarrow; }
 
-template <int R, class A, bool kFromMemory, class Reader>
+// Of rows_at_once(num_x) weight rows.
+template <class A, bool kFromMemory, class Reader>
 inline void dot_rows(int num_x, const Reader* w, const typename A::Element* const* x, int64_t cols, Fetch fetch,
                      float* out, int64_t ld) {
   with_number<kMaxM>(num_x, [&]<int M>() {
+    constexpr int R = rows_at_once(M);
     auto go = [&]<int F, int kLevel>() { dot_block<R, M, F, kLevel, A>(w, x, cols, fetch.ahead, out, ld); };
-    if constexpr (R != kNarrow && M > kWideUpTo) {  // never asked for
-    } else if constexpr (!kFromMemory) {
+    if constexpr (!kFromMemory) {
       go.template operator()<R, 1>();
     } else if constexpr (Reader::kKeepsUp && M <= 2) {
       go.template operator()<0, 1>();
@@ -224,11 +225,7 @@ inline void dots(const MakeReader& reader, int64_t first, int64_t count, int num
     for (int i = 0; i < step; ++i) w[i] = reader(first + r + std::min<int64_t>(i, here - 1));
     float* to = here == step ? out + r : edge;
     const int64_t to_ld = here == step ? ld : step;
-    if (step == kWide) {
-      dot_rows<kWide, A, kFromMemory>(num_x, w, x, cols, fetch, to, to_ld);
-    } else {
-      dot_rows<kNarrow, A, kFromMemory>(num_x, w, x, cols, fetch, to, to_ld);
-    }
+    dot_rows<A, kFromMemory>(num_x, w, x, cols, fetch, to, to_ld);
     if (here != step)
       for (int m = 0; m < num_x; ++m)
         for (int64_t i = 0; i < here; ++i) out[m * ld + r + i] = edge[m * step + i];

@@ -7,8 +7,8 @@
 namespace ventoux {
 namespace VENTOUX_ISA {
 
-// Rows of one task, of so many `rows` in all: enough to pay for taking it; at `most` so few that a panel of weights stays
-// in the second-level cache.
+// Rows of one task, of so many `rows` in all: enough to pay for taking it; at `most` so few that a panel of weights
+// stays in the second-level cache.
 template <class Product>
 inline int64_t panel_rows(const Pool& pool, int64_t rows, int64_t most = Product::kPanel) {
   constexpr int64_t step = Product::kRows;

@@ -97,7 +97,9 @@ inline void moe(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Row
   Tasks ups, downs;
   for (int64_t g = 0; g < groups.num_groups; ++g) {
     // What few activations meet is read once, and as fast as memory brings it: long panels, since turning from gate's
-    // rows to up's costs 0.3 us. What many meet must stay in the cache, gate's rows and up's together.
+    // rows to up's costs 0.3 us; their results must find room. What many meet must stay in the cache, gate's rows and
+    // up's together.
+    static_assert(kLong % kBlock == 0 && kPanel / 2 % kBlock == 0);
     const bool few = groups.begin[size_t(g) + 1] - groups.begin[size_t(g)] <= Product::kGroup * kPanel / kLong;
     ups.add(mlp_of(g).gate.rows, panel_rows<Product>(pool, groups.num_groups * inner, few ? kLong : kPanel / 2));
     downs.add(D, panel_rows<Product>(pool, groups.num_groups * D, few ? kLong : kPanel));

@@ -53,9 +53,9 @@ struct Passing {
 
 // Dots of rows first .. first + count - 1 of w with activations, row multipliers applied; of every format but NVFP4.
 //
-// Rows that one group of activations meets fetch the next few. Rows that several groups meet, each reading them once more,
-// come from memory for the first one only: each group fetches its share of the panel behind, or memory would rest
-// while the others multiply.
+// Rows that one group of activations meets fetch the next few. Rows that several groups meet, each reading them once
+// more, come from memory for the first one only: each group fetches its share of the panel behind, rounded to one or two
+// rows of each step, or memory would rest while the others multiply.
 template <class A = Fp32>
 inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
                         float* out, int64_t ld, Passing passing) {
@@ -90,7 +90,7 @@ struct Vectors {
   static constexpr int kGroup = std::max(2 * kMaxM, kMaxCodeX);  // activations that pass over a panel together
   static constexpr int64_t kRows = 8;       // a panel's rows are a multiple of this
   static constexpr int64_t kPanel = VENTOUX_ISA::kPanel;
-  static constexpr int64_t kLongPanel = 4 * kPanel;  // with a few activations
+  static constexpr int64_t kLongPanel = 4 * kPanel;  // of what few activations meet
 
   // Activations, one row after the other as the arithmetic reads them.
   struct Operand {
@@ -177,6 +177,7 @@ struct Vectors {
       weight.format = Format::kBf16;
       weight.row_scales += first;
       first = 0;
+      end = begin;  // no activations pass over rows from memory any more: nothing behind these is worth fetching
     }
   };
 };

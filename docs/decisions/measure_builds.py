@@ -4,8 +4,8 @@ machine changes its speed within seconds; the ratio of two runs right behind eac
     python measure_builds.py OLD.so NEW.so [--format fp8] [--isa avx512_vnni] [--wide] moe:1 moe:8 linear:32
 
 `moe:8` is eight tokens through eight layers of 64 experts, `linear:8` through eight products of 16,384 rows, all of
-1024 columns; `--wide`: two layers and products of Mistral Small 4's width, 4096 columns. A build is what `pip wheel .`
-or cmake leaves as `_native*.so`.
+1024 columns; `--wide`: two layers of 24 experts and two products of Mistral Small 4's width, 4096 columns. A build is
+what `pip wheel .` or cmake leaves as `_native*.so`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """The table of `make bench-peers`: medians over rounds, shares of the machine, ratios taken within a round."""
 
 import argparse
+import importlib
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +74,30 @@ def test_a_prompt_that_was_read_once_only_is_no_ratio():
     slow["cases"][1]["cold"] = True
     results = summary([[entry("ventoux bf16", 9.0, 20.0), slow]])
     assert "prefill 512" not in results["ratios"] and "decode 4" in results["ratios"]
+
+
+ENGINE = """
+import json, sys
+for case in ("load", "decode 1", "memory"):
+    print(json.dumps({"case": case}), flush=True)
+    if case == "decode 1" and "ends" in sys.argv:
+        sys.exit(3)
+    assert sys.stdin.readline() == "on\\n"
+"""
+
+
+@pytest.mark.parametrize(("words", "count", "problem"), [((), 3, None), (("ends",), 2, "exit status 3")])
+def test_limits_are_measured_while_the_engine_waits(monkeypatch, tmp_path, words, count, problem):
+    """Also when it ends meanwhile."""
+    monkeypatch.syspath_prepend(Path(protocol.__file__).parents[1])
+    main = importlib.import_module("peers.__main__")
+    monkeypatch.setattr(main, "BUILD", tmp_path)
+    monkeypatch.setattr(main.Peer, "command", lambda *_: [sys.executable, "-c", ENGINE, *words])
+    moments = iter(range(9))
+    args = argparse.Namespace(prefill=[1], decode=[1], new_tokens=1, seconds=1.0, threads=1)
+    found = main._measure(main.Peer("x"), "", tmp_path, args, 0, lambda: main.machine.Speeds(next(moments), 1.0, ""))
+    assert [line["bytes_per_second"] for line in found["cases"]] == list(range(count))
+    assert problem in found["problem"] if problem else "problem" not in found
 
 
 @pytest.mark.parametrize("text", ["", "0", "8,-1", "8,x", "8,,1"])

@@ -132,6 +132,12 @@ def test_extreme_magnitudes_give_finite_scales(form, largest):
 
 
 @pytest.mark.parametrize("quantize", [quantize_fp8, quantize_nvfp4])
+def test_what_fp32_cannot_hold_is_refused(quantize):
+    with pytest.raises(ValueError, match="infinite"):
+        quantize(torch.full((1, 16), 1e300, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("quantize", [quantize_fp8, quantize_nvfp4])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_not_finite_is_refused(quantize, value):
     tensor = torch.ones(3, 16)

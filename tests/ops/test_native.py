@@ -25,8 +25,11 @@ FORMATS = ("dense", "fp8", "nvfp4")
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 5e-3}
 # rows, inputs, outputs: one row; fewer than a block; a tail of 16 columns; a tail of 13, of one group of rows and of
 # several; several panels of weights; more columns than tiles take codes of at once when rows are few, and rows enough
-# that they take all
-SIZES = ((1, 96, 40), (5, 16, 3), (7, 208, 67), (3, 77, 33), (20, 77, 33), (300, 192, 150), (37, 608, 48))
+# that they take all; rows so wide that the next ones are fetched into the second-level cache
+SIZES = (
+    *((1, 96, 40), (5, 16, 3), (7, 208, 67), (3, 77, 33), (20, 77, 33), (300, 192, 150), (37, 608, 48)),
+    *((2, 4112, 24), (5, 2080, 24)),
+)
 WITH_EMULATED = instruction_sets(emulated=True)
 
 
@@ -154,12 +157,16 @@ def test_all_tokens_on_one_expert(products, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMATS)
-def test_gated_mlp(products, dtype, form):
-    x = random(9, 48, dtype=dtype)
+@pytest.mark.parametrize(("tokens", "D", "F"), [(9, 48, 64), (2, 304, 1104), (3, 304, 1104), (32, 304, 1104)])
+def test_gated_mlp(products, dtype, form, tokens, D, F):
+    """Two, three and 32 tokens are the most that take long panels, on AVX2, AVX-512 and tiles: their results fill what
+    room there is."""
+    x = random(tokens, D, dtype=dtype)
+    shapes = [(F, D), (F, D), (D, F)]
     (gate, g), (up, u), (down, d) = (
-        stored(random(*shape, dtype=dtype, seed=i) / 7, form) for i, shape in enumerate([(64, 48), (64, 48), (48, 64)])
+        stored(random(*shape, dtype=dtype, seed=i) / shape[1] ** 0.5, form) for i, shape in enumerate(shapes)
     )
-    got = same_alone(lambda rows: products.gated_mlp(x[rows], gate, up, down), 9)
+    got = same_alone(lambda rows: products.gated_mlp(x[rows], gate, up, down), tokens)
     close(got, REFERENCE.gated_mlp(x.double(), g, u, d), form)
 
 
@@ -235,7 +242,11 @@ class Cached:
 
 
 # Odd sizes whose latent ends inside a block; the published proportions.
-SHAPES = ({}, {"heads": 16, "nope": 64, "rope": 64, "latent": 256, "value": 128})
+SHAPES = (
+    {},
+    {"heads": 16, "nope": 64, "rope": 64, "latent": 256, "value": 128},
+    {"heads": 2, "nope": 16, "rope": 16, "latent": 360, "value": 16},
+)
 
 
 def attention_close(ops, got, want):
@@ -251,7 +262,7 @@ def attention_close(ops, got, want):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=["odd", "published"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["odd", "published", "long"])
 def test_latent_attention(products, dtype, shape):
     """Prompts across several segments of 256 keys, decode steps behind them, company and none: near the definition, and
     the same bits in one call, in chunks, and one token at a time."""

@@ -116,6 +116,7 @@ def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
     return weight if isinstance(weight, Tensor) else weight.dequantize(dtype)
 
 
+@torch.no_grad()
 def quantize_fp8(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """One scale for the whole tensor, amax / 448, as the published FP8 files have it.
 
@@ -125,12 +126,12 @@ def quantize_fp8(tensor: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the tensor holds NaN or infinity.
     """
-    amax = _amax(tensor).float()
+    amax = _amax(tensor)
     # A scale must not be subnormal or zero: then the division could overflow.
     scale = (amax / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny) if amax > 0 else torch.ones_like(amax)
     codes = empty(tensor.shape, FP8, tensor.device)
     # Piece by piece: a head of 1 GiB in bf16 took another 6 GiB at once, for three copies in fp32.
-    for to, values in zip(codes.flatten().split(_PIECE), tensor.flatten().split(_PIECE), strict=True):
+    for to, values in zip(codes.view(-1).split(_PIECE), tensor.flatten().split(_PIECE), strict=True):
         to.copy_((values.float() / scale).clamp_(-FP8_MAX, FP8_MAX))
     return codes, scale
 
@@ -151,7 +152,7 @@ def quantize_nvfp4(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     if tensor.shape[-1] % GROUP:
         raise ValueError(f"NVFP4 needs a width divisible by {GROUP}, got {tensor.shape[-1]}")
-    amax = _amax(tensor).float()
+    amax = _amax(tensor)
     largest = torch.finfo(torch.float32).max
     global_scale = (FP8_MAX * E2M1_MAX / amax).clamp(max=largest) if amax > 0 else torch.ones_like(amax)
     natively = native is not None and tensor.is_cpu and tensor.dtype in (torch.bfloat16, torch.float32)
@@ -207,10 +208,11 @@ def _round_e2m1(values: Tensor) -> Tensor:
 
 
 def _amax(values: Tensor) -> Tensor:
+    """fp32. Raises ValueError if it is not finite there."""
     if not values.numel():
-        return values.new_zeros(())
+        return torch.zeros((), device=values.device)
     least, most = values.aminmax()
-    amax = torch.maximum(-least, most)
+    amax = torch.maximum(-least, most).float()
     if not amax.isfinite():
         raise ValueError("NaN or infinite values cannot be quantized")
     return amax
