@@ -126,7 +126,7 @@ inline void with_number(int n, const F& f) {
 // (docs/decisions/015-fetching-in-order.md).
 //
 // F = 0: one row after the other, for one or two activations and weights from memory. That is the order of addresses
-// itself, and the hardware fetches ahead by itself as fast as anything can read. One chain at a time keeps up with that;
+// itself, and the hardware fetches ahead by itself as fast as anything can read. One chain at a time keeps up;
 // on rows that lie in a cache it would be slower than several.
 //
 // One part of R weights stays in registers while the activations pass by. With 24 chains there is no room for two: left

@@ -54,7 +54,7 @@ struct Passing {
 // Dots of rows first .. first + count - 1 of w with activations, row multipliers applied; of every format but NVFP4.
 //
 // Rows that one group of activations meets fetch the next few. Rows that several groups meet, each reading them once
-// more, come from memory for the first one only: each group fetches its share of the panel behind, rounded to one or two
+// more, come from memory for the first one only: each group fetches its share of the panel behind, one or two
 // rows of each step, or memory would rest while the others multiply.
 template <class A = Fp32>
 inline void weight_dots(const Weight& w, int64_t first, int64_t count, int num_x, const typename A::Element* const* x,
