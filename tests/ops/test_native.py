@@ -241,7 +241,7 @@ class Cached:
         )
 
 
-# Odd sizes whose latent ends inside a block; the published proportions.
+# Odd sizes whose latent ends inside a block; the published proportions; eight blocks of latents, two, and part of one.
 SHAPES = (
     {},
     {"heads": 16, "nope": 64, "rope": 64, "latent": 256, "value": 128},
