@@ -4,6 +4,7 @@
 #include "fixed.h"
 #include "linear.h"
 #include "moe.h"
+#include "scan.h"
 #include "vector_attention.h"
 
 namespace ventoux {
@@ -20,6 +21,7 @@ const Kernels VENTOUX_TABLE = {
     .moe = VENTOUX_ISA::moe<VENTOUX_ISA::Product>,
     .write_latent = VENTOUX_ISA::write_latent,
     .attention = VENTOUX_ISA::vector_attention,
+    .scan = VENTOUX_ISA::scan,
 };
 
 }  // namespace ventoux

@@ -45,6 +45,12 @@ struct Mlp {
   Weight gate, up, down;  // data is null where there is no such expert
 };
 
+// One row, scanned: whether all values are finite; if so, the place of the first of the largest, else 0.
+struct Scanned {
+  bool finite;
+  int64_t largest;
+};
+
 struct Kernels {
   const char* name;
   void (*add)(Pool&, Rows x, Rows y);  // x += y
@@ -57,6 +63,7 @@ struct Kernels {
   void (*write_latent)(Pool&, Rows rows, Rows norm, float eps, Rope rope, Rows cache, const int64_t* slots);
   void (*attention)(Pool&, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
                     Rows out);
+  void (*scan)(Pool&, Rows x, Scanned* scanned);
 };
 
 // What a machine that multiplies bf16 does otherwise than kAvx512: products of bf16 activations with weights in any

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "machine.h"
+#include "positions.h"
 #include "quantize.h"
 #include "stack.h"
 
@@ -52,9 +53,9 @@ using LayerTuple = std::tuple<std::vector<RowsTuple>, std::vector<WeightTuple>>;
 // norms: input, q_a, kv_a, post. weights: q_a, q_b, kv_a, kv_b, o, router, gate_up, down, shared (or dense) gate, up,
 // down.
 Stack make_stack(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> sizes, float eps,
-                 float softmax_scale, float route_scale, const std::vector<LayerTuple>& layers) {
+                 float softmax_scale, float route_scale, RowsTuple norm, const std::vector<LayerTuple>& layers) {
   const auto [heads, nope, rope, latent, value, top_k, num_experts] = sizes;
-  Stack stack{heads, nope, rope, latent, value, top_k, num_experts, eps, softmax_scale, route_scale, {}};
+  Stack stack{heads, nope, rope, latent, value, top_k, num_experts, eps, softmax_scale, route_scale, rows(norm), {}};
   for (const auto& [norms, weights] : layers) {
     if (norms.size() != 4 || weights.size() != 11) throw std::invalid_argument("a layer has 4 norms and 11 weights");
     Layer layer{rows(norms[0]), rows(norms[1]), rows(norms[2]), rows(norms[3]), weight(weights[0]), weight(weights[1]),
@@ -120,14 +121,35 @@ class Runtime {
 
   void run_stack(const Stack& stack, RowsTuple x, Address cos, Address sin, Address query_scales,
                  const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts, Address pages,
-                 int64_t max_pages, int64_t page_size, Address slots, const std::vector<RowsTuple>& caches) {
+                 int64_t max_pages, int64_t page_size, Address slots, const std::vector<RowsTuple>& caches,
+                 RowsTuple out) {
     if (caches.size() != stack.layers.size()) throw std::invalid_argument("one cache per layer");
     const Layout layout{lengths.data(), contexts.data(), at<const int64_t>(pages), int64_t(lengths.size()), max_pages,
                         page_size};
     Step step{{at<const float>(cos), at<const float>(sin), stack.rope}, at<const float>(query_scales), layout,
               at<const int64_t>(slots), {}};
     for (const auto& cache : caches) step.caches.push_back(rows(cache));
-    call([&] { ventoux::run_stack(kernels_, pool_, stack, rows(x), step); });
+    call([&] { ventoux::run_stack(kernels_, pool_, stack, rows(x), step, rows(out)); });
+  }
+
+  void place(Address positions, int64_t count, Address frequencies, int64_t lanes, int64_t original, float beta,
+             Address cos, Address sin, Address scales) {
+    const Positions out{at<float>(cos), at<float>(sin), at<float>(scales)};
+    call([&] {
+      ventoux::place(pool_, at<const int64_t>(positions), count, at<const float>(frequencies), lanes, original, beta,
+                     out);
+    });
+  }
+  std::tuple<std::vector<bool>, std::vector<int64_t>> scan(RowsTuple x) {
+    const Rows all = rows(x);
+    std::vector<Scanned> scanned(size_t(all.count));
+    call([&] { kernels_.scan(pool_, all, scanned.data()); });
+    std::tuple<std::vector<bool>, std::vector<int64_t>> found;
+    for (const Scanned& row : scanned) {
+      std::get<0>(found).push_back(row.finite);
+      std::get<1>(found).push_back(row.largest);
+    }
+    return found;
   }
 
  private:
@@ -188,5 +210,7 @@ NB_MODULE(_native, m) {
       .def("moe", &Runtime::moe)
       .def("write_latent", &Runtime::write_latent)
       .def("attention", &Runtime::attention)
-      .def("run_stack", &Runtime::run_stack);
+      .def("run_stack", &Runtime::run_stack)
+      .def("place", &Runtime::place)
+      .def("scan", &Runtime::scan);
 }

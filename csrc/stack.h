@@ -1,8 +1,9 @@
-// All layers of a decoder in one call: the operators of a block, one after the other, as model/decoder.py composes
+// All layers of a decoder and the norm behind them in one call: the operators of a block, one after the other, as model/decoder.py composes
 // them. It computes nothing of its own; what it saves is a dozen calls from Python per layer, each as long as reading
 // 0.3 MB of weights.
 #pragma once
 
+#include <cstring>
 #include <vector>
 
 #include "kernels.h"
@@ -20,6 +21,7 @@ struct Layer {
 struct Stack {
   int64_t heads, nope, rope, latent, value, top_k, num_experts;
   float eps, softmax_scale, route_scale;
+  Rows norm;  // the last one
   std::vector<Layer> layers;
 };
 
@@ -32,13 +34,15 @@ struct Step {
   std::vector<Rows> caches;  // one per layer
 };
 
-// x [T, D] is the residual stream, changed in place.
-inline void run_stack(const Kernels& k, Pool& pool, const Stack& stack, Rows x, const Step& step) {
-  const int64_t T = x.count;
+// The residual stream goes in, and comes out normed; both [T, D].
+inline void run_stack(const Kernels& k, Pool& pool, const Stack& stack, Rows stream, const Step& step, Rows normed) {
+  const int64_t T = stream.count;
   constexpr int kFirstSlot = 8;  // those below are the operators' own
   auto buffer = [&](int slot, int64_t cols) {
-    return Rows{pool.scratch(kFirstSlot + slot, size_t(T * cols) * (x.bf16 ? 2 : 4)), T, cols, x.bf16};
+    return Rows{pool.scratch(kFirstSlot + slot, size_t(T * cols) * (stream.bf16 ? 2 : 4)), T, cols, stream.bf16};
   };
+  const Rows x = buffer(9, stream.cols);
+  std::memcpy(x.data, stream.data, size_t(T * stream.cols) * (stream.bf16 ? 2 : 4));
   const Attention how{stack.heads,         stack.nope, stack.latent, stack.value,
                       stack.softmax_scale, step.rope,  step.query_scales};
   float* weights = static_cast<float*>(pool.scratch(kFirstSlot + 7, size_t(T * stack.top_k) * 4));
@@ -66,6 +70,7 @@ inline void run_stack(const Kernels& k, Pool& pool, const Stack& stack, Rows x, 
     k.moe(pool, h, routed, layer.mlp, out);
     k.add(pool, x, out);
   }
+  k.rms_norm(pool, x, stack.norm, stack.eps, normed);
 }
 
 }  // namespace ventoux

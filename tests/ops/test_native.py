@@ -202,6 +202,48 @@ def test_route(ops):
     assert tied.tolist() == [[0, 1, 2]] * 2
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 5), (300, 33), (3, 16384), (2, 40001)], ids=str)
+def test_scan(ops, dtype, shape):
+    """The first of the largest, of few different values and of negative ones too; wide rows are taken in pieces."""
+    few = torch.randint(-3, 3, shape, generator=torch.Generator().manual_seed(0))
+    for x in (random(*shape, dtype=dtype), few.to(dtype), -1 - few.abs().to(dtype), 1e-39 * few.float().to(dtype)):
+        assert ops.scan(x) == ([True] * shape[0], x.float().numpy().argmax(-1).tolist())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [7, 40001])
+def test_scan_finds_what_is_not_finite(ops, dtype, columns):
+    places = [0, columns // 2, columns - 1]
+    bad = [float("nan"), float("inf"), float("-inf"), -float("nan")]
+    x = random(len(places) * len(bad) + 1, columns, dtype=dtype)
+    for row, (place, value) in enumerate(product(places, bad)):
+        x[row, place] = value
+    finite, largest = ops.scan(x)
+    assert finite == [False] * (len(x) - 1) + [True]
+    assert largest == [0] * (len(x) - 1) + [x[-1].float().argmax().item()]
+
+
+def test_scan_takes_zeros_of_both_signs_for_equal(ops):
+    x = -torch.ones(4, 40001)
+    for row, places in enumerate([(3, 30000), (3, 5), (30000, 3), (5, 3)]):
+        x[row, places[0]], x[row, places[1]] = -0.0, 0.0
+    assert ops.scan(x) == ([True] * 4, [3] * 4)
+
+
+def test_place(ops):
+    """Angles are formed in fp32, as everywhere: 200,000 x 0.73 is not exact, and every provider must round it alike."""
+    positions, inv_freq = torch.arange(0, 230_000, 1017), torch.tensor([1.0, 0.7305, 0.01, 3e-7])
+    placed = ops.place(positions, inv_freq, 8192, 0.1)
+    angles = (positions.float()[:, None] * inv_freq).double()
+    for got, want in ((placed.cos_TR2, angles.cos()), (placed.sin_TR2, angles.sin())):
+        assert got.dtype == torch.float32 and (got.double() - want).abs().max() < 1.2e-7
+    scales = 1 + 0.1 * torch.log1p((positions // 8192).double())
+    assert (placed.query_scale_T.double() - scales).abs().max() < 1.2e-7
+    one = ops.place(positions[7:8], inv_freq, 8192, 0.1)
+    assert torch.equal(one.cos_TR2, placed.cos_TR2[7:8]) and torch.equal(one.sin_TR2, placed.sin_TR2[7:8])
+
+
 class Cached:
     """Sequences whose latents an operator writes itself, in shuffled pages that hold NaN until then."""
 

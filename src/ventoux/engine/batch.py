@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -32,27 +33,29 @@ def build(
 
     `ahead`: how far the tokens stand ahead of the positions that they are computed at (1 in a draft).
     """
-    token_ids = [t for span in spans for t in span.token_ids]
-    lengths = np.array([len(span.token_ids) for span in spans])
-    pages = np.zeros((len(spans), max(len(span.sequence.pages) for span in spans)), dtype=np.int64)
-    for i, span in enumerate(spans):
-        pages[i, : len(span.sequence.pages)] = span.sequence.pages
-    number = np.repeat(np.arange(len(spans)), lengths)  # of each token's span
-    before = np.cumsum(lengths) - lengths
-    positions = np.arange(len(token_ids)) + np.array([span.start for span in spans])[number] - before[number]
-    slots = pages[number, positions // page_size] * page_size + positions % page_size
-    layout = AttentionLayout(
-        lengths=tuple(lengths.tolist()),
-        context_lengths=tuple(span.stop for span in spans),
-        pages_NP=torch.from_numpy(pages).to(device),
-        slots_T=torch.from_numpy(slots).to(device),
-    )
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    table: list[int] = []
+    width = max(len(span.sequence.pages) for span in spans)
+    for sequence, start, ids in spans:
+        here, pages = range(start, start + len(ids)), sequence.pages
+        token_ids += ids
+        positions += here
+        slots += [pages[p // page_size] * page_size + p % page_size for p in here]
+        table += pages + [0] * (width - len(pages))
+    # One tensor, and one copy to the device: a step of a small model is mostly such calls.
+    numbers = torch.frombuffer(array("q", token_ids + positions + slots + table), dtype=torch.int64).to(device)
+    num_tokens = len(token_ids)
+    token_ids_T, positions_T, slots_T, pages = numbers.split((num_tokens, num_tokens, num_tokens, len(table)))
+    lengths = tuple(len(span.token_ids) for span in spans)
+    contexts = tuple(span.stop for span in spans)
     image_idx, rows = _image_rows(spans, image_rows, ahead)
     return ForwardInputs(
-        token_ids_T=torch.tensor(token_ids, device=device),
-        positions_T=torch.from_numpy(positions).to(device),
-        lengths=layout.lengths,
-        layout=layout,
+        token_ids_T,
+        positions_T,
+        lengths,
+        AttentionLayout(lengths, contexts, pages.view(len(spans), width), slots_T),
         image_idx_M=torch.from_numpy(np.concatenate(image_idx)).to(device) if rows else None,
         image_rows_MD=torch.cat(rows) if rows else None,
     )
@@ -70,6 +73,9 @@ def _image_rows(
     rows: list[torch.Tensor] = []
     for span in spans:
         slots = span.sequence.image_slots
+        if not len(slots.position):
+            packed_start += len(span.token_ids)
+            continue
         start = span.start + ahead
         where = slots.between(start, start + len(span.token_ids))
         for image in np.unique(slots.image[where]) if where.start < where.stop else ():

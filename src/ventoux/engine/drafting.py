@@ -17,7 +17,7 @@ import torch
 
 from ventoux.cache.latent import make_latent_cache
 from ventoux.engine.batch import Span, build
-from ventoux.engine.runner import DTYPES, Runner, largest_of
+from ventoux.engine.runner import DTYPES, Runner
 from ventoux.engine.sequence import Sequence
 from ventoux.model.eagle import Draft
 from ventoux.ops.formats import Weight
@@ -145,7 +145,8 @@ class EagleDrafter:
         chains: list[list[int]] = [[] for _ in spans]
         alive = list(range(len(spans)))
         while alive:
-            for i, token_id in zip(alive, largest_of(self.draft.ops.head(states_ND, self.head)), strict=True):
+            _, largest = self.draft.ops.scan(self.draft.ops.head(states_ND, self.head))
+            for i, token_id in zip(alive, largest, strict=True):
                 chains[i].append(token_id)
             kept = [n for n, i in enumerate(alive) if len(chains[i]) < wanted[i]]
             alive = [alive[n] for n in kept]

@@ -13,13 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
-import torch
-
 from ventoux.cache.pages import PagePool
 from ventoux.engine.drafting import Drafter
 from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
 from ventoux.engine.request import EngineOutput, EngineStats, FinishReason, Request, TokenOutput
-from ventoux.engine.runner import Computed, Runner, computing
+from ventoux.engine.runner import Computed, Runner, computing, together
 from ventoux.engine.sampler import Row, rows_of, sample, score_prompt, token_logprobs
 from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from ventoux.engine.sequence import Sequence, make_sequences
@@ -48,6 +46,7 @@ class Engine:
     ):
         self.plan = plan
         self.config = model.config
+        self.ops = model.ops
         self.masks = None if mask_factory is None else MaskCompiler(mask_factory)
         self.runner = Runner(model, plan)
         self.pool = PagePool(plan.num_pages)
@@ -215,7 +214,7 @@ class Engine:
                 outputs.append(self._fail(chunk.sequence, error))
                 return []
             logger.warning("a batch of %d failed (%s); trying its requests one by one", len(chunks), error)
-        return [one for chunk in chunks for one in self._forward([chunk], outputs)]
+        return together([one for chunk in chunks for one in self._forward([chunk], outputs)])
 
     def _due_rows(self, computed: list[Computed]) -> list[list[Row] | None]:
         """Logits where tokens are due, in one product: the head is a tenth of the weights that a step reads.
@@ -223,10 +222,12 @@ class Engine:
         That is at a sequence's last token, and at each guess of what follows it. If the product fails, None for all:
         each is then tried alone, inside its own boundary.
         """
-        due = [one.hidden_TD[one.chunk.num_known - 1 :] for one in computed if one.chunk.is_last]
+        counts = [1 + len(one.chunk.draft_ids) if one.chunk.is_last else 0 for one in computed]
+        ends = [one.first + one.chunk.length for one in computed]
+        due = [row for end, count in zip(ends, counts, strict=True) for row in range(end - count, end)]
         try:
-            rows = iter(rows_of(self.runner.logits(torch.cat(due))) if due else ())
-            return [list(islice(rows, 1 + len(c.draft_ids))) if c.is_last else None for c, _, _ in computed]
+            rows = iter(rows_of(self.runner.logits_at(computed[0].step_TD, due), self.ops) if due else ())
+            return [list(islice(rows, count)) or None for count in counts]
         except Exception as error:
             logger.warning("the head failed for a batch of %d (%s); trying one by one", len(due), error)
             return [None] * len(computed)
@@ -237,23 +238,24 @@ class Engine:
         Behind a guess it samples only if the guess was what it sampled: the next logits were computed with it. So the
         tokens are those of one step after the other, whatever was guessed.
         """
-        chunk, hidden_TD, finite = computed
+        chunk, finite = computed.chunk, computed.finite
         sequence, known = chunk.sequence, chunk.num_known
         if chunk.draft_ids and not all(finite[:known]):
             # Rows of wrong guesses may have done that: 0 x NaN is NaN, in masked attention too.
-            ((chunk, hidden_TD, finite),), rows = self.runner.forward([replace(chunk, draft_ids=())]), None
+            (computed,), rows = self.runner.forward([replace(chunk, draft_ids=())]), None
+            chunk, finite = computed.chunk, computed.finite
         if not all(finite[:known]):
             # Before its pages can be found by others: a NaN anywhere may have reached the latents of all of it.
             raise NumericalError("the model's hidden states are not finite")
         self.scheduler.commit(sequence, known)
         self._stats.prompt_tokens += max(min(chunk.start + known, sequence.num_prompt) - chunk.start, 0)
-        score_prompt(chunk, hidden_TD, self.runner.logits)
+        score_prompt(computed, self.runner.logits)
         if not chunk.is_last:
             return None
         for sibling in reversed(self.siblings.pop(sequence.request.request_id, [])):
             self.scheduler.add(sibling, first=True)
         if rows is None:
-            rows = rows_of(self.runner.logits(hidden_TD[known - 1 :]))
+            rows = rows_of(self.runner.logits_at(computed.hidden_rows, [*range(known - 1, chunk.length)]), self.ops)
         sequence.draft_ids = []
         if chunk.draft_ids:
             sequence.num_drafted += len(chunk.draft_ids)
@@ -272,7 +274,7 @@ class Engine:
     ) -> EngineOutput | None:
         """Samples one token; the last output of the sequence if it ends with it."""
         params = sequence.params
-        raw_KV = row.logits_V[None].clone() if params.logprobs is not None else None
+        raw_KV = row.logits[None].clone() if params.logprobs is not None else None
         end_ids = self._end_ids(sequence)
         token_id = sample(row, sequence, self.seeds[sequence.request.request_id], end_ids)
         if sequence.mask is not None and not sequence.mask.accept(token_id):

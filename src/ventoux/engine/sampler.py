@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from ventoux.engine.request import SamplingParams, TokenLogprob
-from ventoux.engine.runner import finite_rows, largest_of
-from ventoux.engine.scheduler import Chunk
+from ventoux.engine.runner import Computed
 from ventoux.engine.sequence import Sequence
 from ventoux.errors import EngineError, NumericalError
+from ventoux.ops.reference import REFERENCE, largest_of
+from ventoux.ops.spec import Operators
 
 Tensor = torch.Tensor
 BARRED = float("-inf")
@@ -40,18 +41,25 @@ SUMMED = 256
 
 
 class Row(NamedTuple):
-    """The logits of one position, fp32 [V]; whether all of them are finite; the first of the largest."""
+    """A position's logits, which are row `number` of fp32 [K, V]; whether all of them are finite; the first of the
+    largest."""
 
-    logits_V: Tensor
+    logits_KV: Tensor
+    number: int
     is_finite: bool
     largest: int
 
+    @property
+    def logits(self) -> Tensor:
+        """[V], a view: a call of torch's that most tokens can do without."""
+        return self.logits_KV[self.number]
 
-def rows_of(logits_KV: Tensor) -> list[Row]:
+
+def rows_of(logits_KV: Tensor, ops: Operators = REFERENCE) -> list[Row]:
     """Rows of a batch's logits. What nearly every request asks of them is found for all at once: torch calls on single
     rows were a third of a step of the bundled model with 32 sequences."""
-    finite = finite_rows(logits_KV)
-    return [Row(*row) for row in zip(logits_KV.unbind(), finite, largest_of(logits_KV), strict=True)]
+    found = zip(*ops.scan(logits_KV), strict=True)
+    return [Row(logits_KV, i, is_finite, largest) for i, (is_finite, largest) in enumerate(found)]
 
 
 def sample(row: Row, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
@@ -59,23 +67,24 @@ def sample(row: Row, sequence: Sequence, seed: int, end_ids: set[int]) -> int:
 
     Raises NumericalError if the logits hold NaN or infinity, or come to them by the request's rules.
     """
-    params, logits_V = sequence.params, row.logits_V
+    params = sequence.params
     if not row.is_finite:
         raise NumericalError("the model's logits are not finite")
-    ruled = _rule(logits_V, sequence, end_ids)
+    ruled = _rule(row, sequence, end_ids)
     if params.temperature < MIN_TEMPERATURE:
-        return largest_of(logits_V.unsqueeze(0))[0] if ruled else row.largest
+        return largest_of(row.logits.unsqueeze(0))[0] if ruled else row.largest
     counter = np.random.Philox(key=[seed % 2**64, sequence.index]).advance(sequence.num_generated)
-    return _draw(logits_V / params.temperature, params, np.random.Generator(counter).random())
+    return _draw(row.logits / params.temperature, params, np.random.Generator(counter).random())
 
 
-def _rule(logits_V: Tensor, sequence: Sequence, end_ids: set[int]) -> bool:
-    """Applies steps 2 to 5; whether there was anything to apply."""
+def _rule(row: Row, sequence: Sequence, end_ids: set[int]) -> bool:
+    """Applies steps 2 to 5 to the row; whether there was anything to apply."""
     params = sequence.params
     early = sequence.num_generated < params.min_tokens and bool(end_ids)
     penalised = params.repetition_penalty != 1.0 or bool(params.frequency_penalty or params.presence_penalty)
     if not (params.logit_bias or penalised or sequence.mask is not None or early):
         return False
+    logits_V = row.logits
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
@@ -164,11 +173,12 @@ def _pick(probs: np.ndarray, uniform: float) -> int:
     return int(starts[block]) + min(place, int(part.nonzero()[0][-1]))
 
 
-def score_prompt(chunk: Chunk, hidden_TD: Tensor, head: Callable[[Tensor], Tensor]) -> None:
+def score_prompt(computed: Computed, head: Callable[[Tensor], Tensor]) -> None:
     """Log-probabilities of the prompt tokens that follow the positions of a chunk, if its request asks for them.
 
     `head` turns hidden states [K, D] into logits [K, V].
     """
+    chunk = computed.chunk
     sequence = chunk.sequence
     top = sequence.params.prompt_logprobs
     if top is None:
@@ -180,7 +190,7 @@ def score_prompt(chunk: Chunk, hidden_TD: Tensor, head: Callable[[Tensor], Tenso
     last = min(chunk.start + chunk.num_known, sequence.num_prompt - 1)
     for start in range(first, last, LOGPROB_ROWS):
         stop = min(start + LOGPROB_ROWS, last)
-        logits_KV = head(hidden_TD[start - chunk.start : stop - chunk.start])
+        logits_KV = head(computed.hidden_rows[start - chunk.start : stop - chunk.start])
         sequence.prompt_logprobs += token_logprobs(logits_KV, sequence.token_ids[start + 1 : stop + 1], top)
 
 

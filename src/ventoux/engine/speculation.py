@@ -53,12 +53,7 @@ class Speculation:
         followed = [c for c in going_on if self.followed[c.chunk.sequence]]
         all_followed = all(self.followed[sequence] for sequence in answering)
         most = self.pace.choose(len(answering), may_try=all_followed)
-        progress = [
-            Progress(
-                c.sequence, c.start, hidden_TD[: c.sequence.num_computed - c.start], self._wanted(c.sequence, most)
-            )
-            for c, hidden_TD, _ in followed
-        ]
+        progress = [self._progress(one, most) for one in followed]
         self._propose(progress)
         if self._answer_seconds is not None and (all_followed or most == 0):
             num_tokens = sum(c.chunk.sequence.num_computed - c.chunk.start for c in going_on)
@@ -81,6 +76,11 @@ class Speculation:
                 p.sequence.draft_ids = token_ids[: p.wanted]
         except Exception:
             logger.exception("drafting failed; the next step has no guesses")
+
+    def _progress(self, computed: Computed, most: int) -> Progress:
+        sequence, start = computed.chunk.sequence, computed.chunk.start
+        true_rows = computed.hidden_rows[: sequence.num_computed - start]
+        return Progress(sequence, start, true_rows, self._wanted(sequence, most))
 
     def _wanted(self, sequence: Sequence, most: int) -> int:
         """No more guesses than tokens may follow before the last one, and pages for them."""

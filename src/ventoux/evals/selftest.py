@@ -228,6 +228,31 @@ def _moe(ops: Operators) -> str:
     return _compare(ops.moe(x, weights, expert_ids, gate_up, down, shared), want)
 
 
+def _place(ops: Operators) -> str:
+    positions, inv_freq = [0, 1, 8191, 8192, 100_000], [1.0, 0.5, 0.25]
+    placed = ops.place(torch.tensor(positions), torch.tensor(inv_freq), 8192, 0.1)
+    got = torch.cat((placed.cos_TR2, placed.sin_TR2, placed.query_scale_T[:, None]), dim=1)
+    turns = [[f(p * x) for f in (math.cos, math.sin) for x in inv_freq] for p in positions]
+    return _compare(
+        got, np.array([[*t, 1 + 0.1 * math.log1p(p // 8192)] for t, p in zip(turns, positions, strict=True)])
+    )
+
+
+def _scan(ops: Operators) -> str:
+    inf, nan = math.inf, math.nan
+    rows = [
+        [-1.0, 3.0, 3.0, 2.0],
+        [1.0, nan, 0.0, 0.0],
+        [-2.0, -3.0, -2.5, -1.0],
+        [0.0, 1.0, 2.0, -inf],
+        [inf, 1, 2, 3],
+    ]
+    got, want = ops.scan(torch.tensor(rows)), ([True, False, True, False, False], [1, 0, 3, 0, 0])
+    if got != want:
+        raise SelfTestError(f"found {got}, expected {want}")
+    return "as it should be"
+
+
 OPERATOR_CHECKS: dict[str, Callable[[Operators], str]] = {
     "rms_norm": _rms_norm,
     "linear": lambda ops: _product(ops.linear),
@@ -239,6 +264,8 @@ OPERATOR_CHECKS: dict[str, Callable[[Operators], str]] = {
     "route": _route,
     "gated_mlp": _gated_mlp,
     "moe": _moe,
+    "place": _place,
+    "scan": _scan,
 }
 
 

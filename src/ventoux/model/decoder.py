@@ -9,12 +9,13 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ventoux.config import TextConfig
 from ventoux.model.attention import LatentAttention
 from ventoux.model.layers import GatedMLP, RMSNorm
 from ventoux.model.moe import MoE
-from ventoux.model.rope import query_scale, yarn_inv_freq
+from ventoux.model.rope import yarn_inv_freq
 from ventoux.ops.spec import AttentionLayout, LayerWeights, Operators, Positions, StackWeights
 
 Tensor = torch.Tensor
@@ -96,11 +97,11 @@ class BlockStack(nn.Module):
         """Residual stream in, normed hidden states [T, D] out. `cache` holds one [P, S, latent_dim] per layer."""
         rope = self.config.rope
         inv_freq = yarn_inv_freq(rope, self.config.qk_rope_head_dim).to(x_TD.device)
-        angles_TR2 = inputs.positions_T.float()[:, None] * inv_freq
-        positions = Positions(angles_TR2.cos(), angles_TR2.sin(), query_scale(inputs.positions_T, rope))
+        original, beta = rope.llama_4_original_max_position_embeddings, rope.llama_4_scaling_beta
+        positions = self.ops.place(inputs.positions_T, inv_freq, original, beta)
         run_all = None if inputs.block_by_block else self.ops.layers
         if run_all is not None and cache is not None and inputs.layout is not None:
-            return self.norm(run_all(x_TD, self.weights, positions, cache, inputs.layout))
+            return run_all(x_TD, self.weights, positions, cache, inputs.layout)
         for i, layer in enumerate(self.layers):
             x_TD = layer(x_TD, positions, inputs.lengths, inputs.layout, cache[i] if cache is not None else None)
         return self.norm(x_TD)
@@ -111,6 +112,7 @@ class BlockStack(nn.Module):
         c = self.config
         return StackWeights(
             layers=tuple(cast(Block, layer).weights for layer in self.layers),
+            norm=self.norm.weight,
             num_heads=c.num_attention_heads,
             qk_nope_head_dim=c.qk_nope_head_dim,
             qk_rope_head_dim=c.qk_rope_head_dim,
@@ -138,7 +140,7 @@ class Decoder(BlockStack):
         self.embed_tokens = nn.Embedding.from_pretrained(weight_VD, freeze=False)
 
     def embed(self, inputs: ForwardInputs) -> Tensor:
-        x_TD = self.embed_tokens(inputs.token_ids_T)
+        x_TD = F.embedding(inputs.token_ids_T, self.embed_tokens.weight)
         if inputs.image_idx_M is not None and inputs.image_rows_MD is not None:
             x_TD = x_TD.index_copy(0, inputs.image_idx_M, inputs.image_rows_MD.to(x_TD.dtype))
         return x_TD

@@ -35,13 +35,6 @@ def _lane_of(rotations: float, rope: RopeConfig, dim: int) -> float:
     return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
 
-def query_scale(positions_T: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
-    """s4(p) = 1 + beta * ln(1 + floor(p / original)), fp32 [T]: queries far into the context are sharpened."""
-    original = rope.llama_4_original_max_position_embeddings
-    steps = torch.div(positions_T, original, rounding_mode="floor").float()
-    return 1.0 + rope.llama_4_scaling_beta * torch.log1p(steps)
-
-
 def image_angles(rows: int, cols: int, dim: int, theta: float) -> torch.Tensor:
     """Angles [rows * cols, dim / 2] of a patch grid in raster order, fp32.
 

@@ -16,6 +16,7 @@ def make_stack(
     eps: float,
     softmax_scale: float,
     route_scale: float,
+    norm: Rows,
     layers: list[tuple[list[Rows], list[Weight]]],
 ) -> Stack: ...
 
@@ -77,4 +78,18 @@ class Runtime:
         page_size: int,
         slots: int,
         caches: list[Rows],
+        out: Rows,
     ) -> None: ...
+    def place(
+        self,
+        positions: int,
+        count: int,
+        inv_freq: int,
+        lanes: int,
+        original: int,
+        beta: float,
+        cos: int,
+        sin: int,
+        query_scales: int,
+    ) -> None: ...
+    def scan(self, x: Rows) -> tuple[list[bool], list[int]]: ...

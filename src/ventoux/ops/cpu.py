@@ -140,6 +140,8 @@ class _Native:
             route=self.route,
             gated_mlp=self.gated_mlp,
             moe=self.moe,
+            place=self.place,
+            scan=self.scan,
             layers=self.layers,
         )
 
@@ -265,6 +267,25 @@ class _Native:
         )
         return out_THO
 
+    def place(self, positions_T: Tensor, inv_freq: Tensor, original: int, beta: float) -> Positions:
+        shape = len(positions_T), len(inv_freq)
+        placed = Positions(torch.empty(shape), torch.empty(shape), torch.empty(shape[0]))
+        self.runtime.place(
+            _address(positions_T, torch.int64),
+            shape[0],
+            _address(inv_freq, torch.float32),
+            shape[1],
+            original,
+            beta,
+            placed.cos_TR2.data_ptr(),
+            placed.sin_TR2.data_ptr(),
+            placed.query_scale_T.data_ptr(),
+        )
+        return placed
+
+    def scan(self, x_KN: Tensor) -> tuple[list[bool], list[int]]:
+        return self.runtime.scan(_rows(x_KN.contiguous()))
+
     def packed_attention(
         self, q_THN: Tensor, k_THN: Tensor, v_THO: Tensor, lengths: tuple[int, ...], scale: float, causal: bool
     ) -> Tensor:
@@ -282,10 +303,11 @@ class _Native:
         _require(width == stack.kv_lora_rank + stack.qk_rope_head_dim, "latent and cache widths differ")
         cos, sin, scales = _positions(positions, len(x_TD))
         pages, slots = _layout(layout, len(x_TD), page_size)
-        out_TD = x_TD.clone(memory_format=torch.contiguous_format)
+        x_TD = x_TD.contiguous()
+        out_TD = torch.empty_like(x_TD)
         self.runtime.run_stack(
             prepared[0],
-            _rows(out_TD),
+            _rows(x_TD),
             cos,
             sin,
             scales,
@@ -296,6 +318,7 @@ class _Native:
             page_size,
             slots,
             [_rows(layer) for layer in cache],
+            _rows(out_TD),
         )
         return out_TD
 
@@ -321,5 +344,6 @@ def _prepare(stack: StackWeights) -> tuple[Any, list[Weight]]:
         norms = [_rows(cast(Tensor, keep(norm))) for norm in (w.input_norm, w.q_a_norm, w.kv_a_norm, w.post_norm)]
         weights = (w.q_a, w.q_b, w.kv_a, w.kv_b, w.o, w.router, w.gate_up, w.down, *w.mlp)
         layers.append((norms, [_NO_WEIGHT if weight is None else _weight(keep(weight)) for weight in weights]))
-    made = native.make_stack(sizes, stack.eps, stack.softmax_scale, stack.route_scale, layers)
+    norm = _rows(cast(Tensor, keep(stack.norm)))
+    made = native.make_stack(sizes, stack.eps, stack.softmax_scale, stack.route_scale, norm, layers)
     return made, kept

@@ -26,6 +26,12 @@ def head(x_KD: Tensor, weight_VD: Weight) -> Tensor:
     return linear(x_KD, weight_VD).float()
 
 
+def place(positions_T: Tensor, inv_freq: Tensor, original: int, beta: float) -> Positions:
+    angles_TR2 = positions_T.float()[:, None] * inv_freq
+    steps_T = torch.div(positions_T, original, rounding_mode="floor").float()
+    return Positions(angles_TR2.cos(), angles_TR2.sin(), 1.0 + beta * torch.log1p(steps_T))
+
+
 def rope(x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
     cos, sin = cos_TR2.unsqueeze(1), sin_TR2.unsqueeze(1)
     even, odd = x_THR[..., 0::2].float(), x_THR[..., 1::2].float()
@@ -146,11 +152,26 @@ def moe(
     return out_TD.to(x_TD.dtype) + gated_mlp(x_TD, *shared)
 
 
+def scan(x_KN: Tensor) -> tuple[list[bool], list[int]]:
+    """What is not finite shows in the extremes, which take 2 ms of 32 x 131072 fp32 on one core; isfinite takes 21."""
+    finite = torch.stack((x_KN.amax(-1), x_KN.amin(-1))).isfinite().all(0).tolist()
+    return finite, [place if good else 0 for place, good in zip(largest_of(x_KN), finite, strict=True)]
+
+
+def largest_of(x_KN: Tensor) -> list[int]:
+    """The first of the largest of each row. numpy looks at 16 values at a time: on one core 0.8 ms for 32 x 131072,
+    torch 7.9."""
+    if x_KN.device.type == "cpu" and x_KN.dtype == torch.float32:
+        return x_KN.numpy().argmax(-1).tolist()
+    return x_KN.argmax(-1).tolist()
+
+
 REFERENCE = Operators(
     name="reference",
     rms_norm=rms_norm,
     linear=linear,
     head=head,
+    place=place,
     rope=rope,
     write_latent=write_latent,
     latent_attention=latent_attention,
@@ -158,4 +179,5 @@ REFERENCE = Operators(
     route=route,
     gated_mlp=gated_mlp,
     moe=moe,
+    scan=scan,
 )

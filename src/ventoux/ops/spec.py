@@ -66,9 +66,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class StackWeights:
-    """All layers of a decoder or a draft, and what their operators need to know of the config."""
+    """All layers of a decoder or a draft, the norm behind them, and what operators need to know of the config."""
 
     layers: tuple[LayerWeights, ...]
+    norm: Tensor
     num_heads: int
     qk_nope_head_dim: int
     qk_rope_head_dim: int
@@ -91,6 +92,9 @@ class Operators:
     linear: Callable[[Tensor, Weight], Tensor]
     # (x_KD, weight_VD) -> logits x @ weight.T, always fp32: bf16 keeps 8 bits, and logits are compared
     head: Callable[[Tensor, Weight], Tensor]
+    # (positions_T, inv_freq, original, beta) -> cosines and sines of position x frequency, and the scale of queries,
+    # 1 + beta ln(1 + floor(position / original))
+    place: Callable[[Tensor, Tensor, int, float], Positions]
     # (x_THR, cos_TR2, sin_TR2) -> x with the pairs (2i, 2i+1) rotated
     rope: Callable[[Tensor, Tensor, Tensor], Tensor]
     # (kv_TX, norm_C, eps, positions, cache_PSX, slots_T): the first C columns normed, the other R turned, both written
@@ -108,8 +112,10 @@ class Operators:
     # (x_TD, weights_TK, expert_ids_TK, gate_up_EGD, down_EDF, shared) -> the weighted sum of the chosen experts, plus
     # the shared one (gate, up, down). G = 2F: gate rows, then up rows
     moe: Callable[[Tensor, Tensor, Tensor, Weight, Weight, tuple[Weight, Weight, Weight]], Tensor]
+    # (x_KN) -> of each row whether all values are finite; if they are, the place of the first of the largest
+    scan: Callable[[Tensor], tuple[list[bool], list[int]]]
 
-    # (x_TD, stack, positions, cache, layout) -> the residual stream after all layers. None: block by block, through the
+    # (x_TD, stack, positions, cache, layout) -> all layers and the norm behind them. None: block by block, through the
     # operators above; where there is one, it gives the same bits
     layers: Callable[[Tensor, StackWeights, Positions, list[Tensor], AttentionLayout], Tensor] | None = None
 

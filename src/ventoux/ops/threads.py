@@ -16,6 +16,9 @@ def torch_threads(count: int) -> Iterator[None]:
     meanwhile begins with `count`. Whoever depends on the number sets it himself.
     """
     before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
     torch.set_num_threads(count)
     try:
         yield
