@@ -1,9 +1,9 @@
 // Latent attention over the paged cache, absorbed (see model/attention.py): all heads of a token share the cached
 // rows, so its H queries are H rows of one product with them.
 //
-// Keys are visited in segments of 256, counted from the start of the sequence. A segment's softmax starts afresh and
-// segments are merged in rising order, so the bits of a result depend on the sequence alone: not on the chunk, not on
-// the other tokens in it, not on which thread had which segment.
+// Keys are visited in segments of 256, counted from the start of the sequence. A segment's softmax starts afresh, the
+// four segments of a group are merged in rising order, and so are groups. So the bits of a result depend on the
+// sequence alone: not on the chunk, not on the other tokens in it, not on which thread had which segment or group.
 #pragma once
 
 #include <vector>
@@ -16,8 +16,9 @@ namespace ventoux {
 namespace VENTOUX_ISA {
 
 constexpr int64_t kSegment = 256;
+constexpr int64_t kGroupOf = 4;
 constexpr int64_t kQueryRows = 64;  // query rows (tokens x heads) of one task
-// What segments that are shared out may take until they are merged; 256k tokens of context with 32 heads take 34 MB.
+// What pieces that are shared out may take until they are merged; 256k tokens of context with 32 heads take 8 MB.
 constexpr int64_t kMaxPartialBytes = 64 << 20;
 
 // The pair (2i, 2i + 1) turned by angle i.
@@ -122,19 +123,17 @@ struct QueryBlock {
   int64_t sequence, token, num_tokens;
   int64_t position;  // of the first token
   int64_t num_segments;
-  int64_t first_partial;  // segments of the blocks before it
+  int64_t num_keys() const { return position + num_tokens; }
 };
 
 inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_per_block) {
   std::vector<QueryBlock> blocks;
-  int64_t token = 0, partials = 0;
+  int64_t token = 0;
   for (int64_t i = 0; i < layout.num_sequences; ++i) {
     for (int64_t t = 0; t < layout.lengths[i]; t += tokens_per_block) {
       const int64_t count = std::min(tokens_per_block, layout.lengths[i] - t);
       const int64_t position = layout.contexts[i] - layout.lengths[i] + t;
-      const int64_t segments = (position + count + kSegment - 1) / kSegment;
-      blocks.push_back({i, token + t, count, position, segments, partials});
-      partials += segments;
+      blocks.push_back({i, token + t, count, position, (position + count + kSegment - 1) / kSegment});
     }
     token += layout.lengths[i];
   }
@@ -144,9 +143,9 @@ inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_
 // sums[T * H, latent_width]: the weighted mean of the latents that each query row sees, split. `Segments` are Latents
 // that know what fp32 (vector_attention.h) and bf16 (bf16_attention.h) do each in their way:
 //   prepare(pool, blocks): before the first segment
-//   segment(sequence, row, num_rows, sees, first, end, state): the softmax of query rows [row, row + num_rows) over
-//     keys [first, end) of their sequence, one segment at most. A row's token may see keys up to `sees[its number]`;
-//     others get weight zero.
+//   segment(sequence, row, num_rows, sees, first, end, then, state): the softmax of query rows [row, row + num_rows)
+//     over keys [first, end) of their sequence, one segment at most. A row's token may see keys up to
+//     `sees[its number]`; others get weight zero. This thread's next segment is [end, then).
 template <class Segments>
 inline void attend(Pool& pool, const Segments& work, float* sums) {
   const int64_t H = work.how.heads, width = work.latent_width;
@@ -158,14 +157,25 @@ inline void attend(Pool& pool, const Segments& work, float* sums) {
   auto state_at = [&](float* memory) { return Softmax{memory, memory + rows, memory + 2 * rows}; };
   const int64_t state_size = rows * (width + 2);
 
-  auto run_segment = [&](const QueryBlock& b, int64_t s, const Softmax& state) {
+  // Segment s of a block, whose run goes on to segment `last`.
+  auto run_segment = [&](const QueryBlock& b, int64_t s, int64_t last, const Softmax& state) {
     int64_t sees[kQueryRows];
-    const int64_t end = std::min((s + 1) * kSegment, b.position + b.num_tokens), all = b.num_tokens * H;
+    const int64_t end = std::min((s + 1) * kSegment, b.num_keys()), all = b.num_tokens * H;
+    const int64_t then = s < last ? std::min(end + kSegment, b.num_keys()) : end;
     for (int64_t r = 0; r < all; r += kQueryRows) {
       const int here = int(std::min(kQueryRows, all - r));
       for (int i = 0; i < here; ++i) sees[i] = b.position + (r + i) / H + 1;
-      work.segment(b.sequence, b.token * H + r, here, sees, s * kSegment, end,
+      work.segment(b.sequence, b.token * H + r, here, sees, s * kSegment, end, then,
                    {state.largest + r, state.total + r, state.sums + r * width});
+    }
+  };
+  // Group g of a block; `part` has room for one segment.
+  auto run_group = [&](const QueryBlock& b, int64_t g, int64_t last, const Softmax& state, const Softmax& part) {
+    const int64_t first = g * kGroupOf, end = std::min(first + kGroupOf, b.num_segments);
+    run_segment(b, first, last, state);
+    for (int64_t s = first + 1; s < end; ++s) {
+      run_segment(b, s, last, part);
+      work.merge(int(b.num_tokens * H), state, part);
     }
   };
   auto finish = [&](const QueryBlock& b, const Softmax& state) {
@@ -177,38 +187,57 @@ inline void attend(Pool& pool, const Segments& work, float* sums) {
     }
   };
 
-  const int64_t num_blocks = int64_t(blocks.size());
-  const int64_t num_partials = num_blocks ? blocks.back().first_partial + blocks.back().num_segments : 0;
-  if (num_blocks >= 4 * pool.num_threads() || num_partials == num_blocks ||
-      num_partials * state_size * 4 > kMaxPartialBytes) {
-    // Blocks enough for all, or too much to hold: each thread takes a block and does its segments in turn.
+  // Blocks in pieces of so many segments: where each one's begin.
+  std::vector<int64_t> begin;
+  auto cut = [&](int64_t segments) {
+    begin.assign(1, 0);
+    for (const QueryBlock& b : blocks) begin.push_back(begin.back() + (b.num_segments + segments - 1) / segments);
+    return begin.back();
+  };
+  // Few blocks (decode steps of few sequences): threads share out groups, or segments if there are few of these too.
+  const int64_t num_blocks = int64_t(blocks.size()), enough = 4 * pool.num_threads();
+  const bool by_group = cut(kGroupOf) >= 4 * enough;  // the last ones of few would keep others waiting
+  const int64_t num_pieces = by_group ? begin.back() : cut(1);
+  if (num_blocks >= enough || num_pieces == num_blocks || num_pieces * state_size * 4 > kMaxPartialBytes) {
+    // Blocks enough for all, or too much to hold: each thread takes a block and does its groups in turn.
     pool.run(int(num_blocks), [&](int task) {
       static thread_local std::vector<float> memory;
-      memory.resize(size_t(2 * state_size));
-      const Softmax whole = state_at(memory.data()), part = state_at(memory.data() + state_size);
+      memory.resize(size_t(3 * state_size));
+      float* room = memory.data();
+      const Softmax whole = state_at(room), group = state_at(room + state_size), part = state_at(room + 2 * state_size);
       const QueryBlock& b = blocks[size_t(task)];
-      run_segment(b, 0, whole);
-      for (int64_t s = 1; s < b.num_segments; ++s) {
-        run_segment(b, s, part);
-        work.merge(int(b.num_tokens * H), whole, part);
+      run_group(b, 0, b.num_segments - 1, whole, part);
+      for (int64_t g = 1; g * kGroupOf < b.num_segments; ++g) {
+        run_group(b, g, b.num_segments - 1, group, part);
+        work.merge(int(b.num_tokens * H), whole, group);
       }
       finish(b, whole);
     });
     return;
   }
-  // Few blocks (decode steps of few sequences): threads share out the segments, each with room of its own.
-  float* memory = static_cast<float*>(pool.scratch(kPartials, size_t(num_partials * state_size) * 4));
-  pool.run(int(num_partials), [&](int task) {
-    int64_t b = 0;
-    while (b + 1 < num_blocks && blocks[size_t(b) + 1].first_partial <= task) ++b;
-    run_segment(blocks[size_t(b)], task - blocks[size_t(b)].first_partial, state_at(memory + task * state_size));
+  float* memory = static_cast<float*>(pool.scratch(kPartials, size_t(num_pieces * state_size) * 4));
+  pool.run(int(num_pieces), [&](int task) {
+    static thread_local std::vector<float> room;
+    room.resize(size_t(state_size));
+    const int64_t i = std::upper_bound(begin.begin(), begin.end(), task) - begin.begin() - 1, piece = task - begin[i];
+    const QueryBlock& b = blocks[size_t(i)];
+    const Softmax state = state_at(memory + task * state_size);
+    if (by_group) {
+      run_group(b, piece, std::min((piece + 1) * kGroupOf, b.num_segments) - 1, state, state_at(room.data()));
+    } else {
+      run_segment(b, piece, piece, state);
+    }
   });
   pool.run(int(num_blocks), [&](int task) {
     const QueryBlock& b = blocks[size_t(task)];
-    const Softmax whole = state_at(memory + b.first_partial * state_size);
-    for (int64_t s = 1; s < b.num_segments; ++s)
-      work.merge(int(b.num_tokens * H), whole, state_at(memory + (b.first_partial + s) * state_size));
-    finish(b, whole);
+    auto piece = [&](int64_t i) { return state_at(memory + (begin[size_t(task)] + i) * state_size); };
+    const int64_t count = begin[size_t(task) + 1] - begin[size_t(task)], together = by_group ? 1 : kGroupOf;
+    for (int64_t g = 0; g < count; g += together) {
+      for (int64_t s = g + 1; s < std::min(g + together, count); ++s)
+        work.merge(int(b.num_tokens * H), piece(g), piece(s));
+      if (g) work.merge(int(b.num_tokens * H), piece(0), piece(g));
+    }
+    finish(b, piece(0));
   });
 }
 

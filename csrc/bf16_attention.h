@@ -64,16 +64,16 @@ struct Bf16Segments : Latents {
   }
 
   void segment(int64_t sequence, int64_t row, int num_rows, const int64_t* sees, int64_t first, int64_t end,
-               const Softmax& state) const {
+               int64_t then, const Softmax& state) const {
     Room& own = room();
     own.staged.resize(size_t(2 * kTile * query_width) * 2);
     own.zeros.resize(size_t(query_width) * 2);
-    const char* keys[kSegment];
-    const int64_t count = end - first, whole = padded(count);
-    find_keys(sequence, first, count, keys);
-    std::fill(keys + count, keys + whole, own.zeros.data());
+    const char* keys[kSegment + kBlock];
+    const int64_t count = end - first, whole = padded(count), ahead = std::min<int64_t>(then - end, kBlock);
+    find_keys(sequence, first, count + ahead, keys);
+    if (ahead == 0) std::fill(keys + count, keys + whole, own.zeros.data());
     const TileScope tiles(kTile, kTile);
-    score(own, keys, whole, row, num_rows);
+    score(own, keys, whole, ahead, row, num_rows);
     for (int r = 0; r < num_rows; r += kTile) soften(own, r, std::min(kTile, num_rows - r), sees, first, whole, state);
     weigh_keys(own, keys, whole, num_rows, state);
   }
@@ -97,13 +97,17 @@ struct Bf16Segments : Latents {
     return to;
   }
 
-  void score(Room& own, const char* const* keys, int64_t whole, int64_t row, int num_rows) const {
+  void score(Room& own, const char* const* keys, int64_t whole, int64_t ahead, int64_t row, int num_rows) const {
     for (int64_t s = 0; s < whole; s += kBlock) {
       TileRows w{key_bytes(), {}};
       for (int t = 0; t < 2; ++t) w.at[t] = tile_of(keys + s + t * kTile, own.staged.data() + t * kTile * key_bytes());
       for (int r = 0; r < num_rows; r += 2 * kTile) {
-        // The first queries that meet these keys fetch the next ones, which mostly lie in one page each.
-        for (int t = 0; t < 2; ++t) w.next[t] = r == 0 && s + kBlock < whole ? keys[s + kBlock + t * kTile] : nullptr;
+        // The first queries that meet these keys fetch the next ones, which mostly lie in one page each: behind 32,768
+        // tokens, those of the next segment as well are worth 1.1 times the speed.
+        for (int t = 0; t < 2; ++t) {
+          const int64_t next = s + kBlock + t * kTile;
+          w.next[t] = r == 0 && next < whole + ahead ? keys[next] : nullptr;
+        }
         const char* x[2];
         int64_t pitch[2];
         for (int b = 0; b < 2 && r + b * kTile < num_rows; ++b) {

@@ -14,7 +14,7 @@ struct VectorSegments : Latents {
   void prepare(Pool&, const std::vector<QueryBlock>&) const {}
 
   void segment(int64_t sequence, int64_t row, int num_rows, const int64_t* sees, int64_t first, int64_t end,
-               const Softmax& state) const {
+               int64_t, const Softmax& state) const {
     const int64_t width = latent_width, C = how.latent;
     for (int r = 0; r < num_rows; ++r) {
       state.largest[r] = -INFINITY;

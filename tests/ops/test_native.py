@@ -357,6 +357,19 @@ def test_attention_with_one_thread_or_two(name, dtype):
         assert torch.equal(cached.attend(spans), cached.attend(spans, two))
 
 
+@pytest.mark.parametrize("name", WITH_EMULATED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_behind_a_long_context(name, dtype):
+    """One token, whose keys one thread takes in groups of segments and two take in segments; and a chunk that ends with
+    it, of which each thread takes blocks of queries."""
+    n = 16_500
+    cached = Cached(native_operators(1, name), dtype, [n])
+    last = cached.attend([(n - 1, n)])
+    assert torch.equal(last, cached.attend([(n - 1, n)], native_operators(2, name)))
+    assert torch.equal(last[0], cached.attend([(n - 90, n)])[-1])
+    attention_close(cached.ops, last, cached.attend([(n - 1, n)], REFERENCE, torch.float64))
+
+
 def test_write_latent(ops):
     """Near the reference, and row by row the same bits as all rows at once."""
     kv, norm, angles = random(40, 28), random(20, seed=1), random(40, 4, seed=2)
