@@ -54,8 +54,7 @@ struct Latents {
   const Rows& cache;
   const Layout& layout;
   const Attention& how;
-  float* queries;  // [T * H, query_width], split: the absorbed latent query, then the turned rope query
-  int64_t query_width, latent_width;
+  int64_t query_width, latent_width;  // of the absorbed latent query and the turned rope query together, padded
 
   // Where keys first .. first + count - 1 of a sequence lie.
   void find_keys(int64_t sequence, int64_t first, int64_t count, const char** keys) const {
@@ -84,40 +83,6 @@ struct Latents {
   }
 };
 
-// Absorbed queries of all tokens and heads: [q_nope W_UK | rope(q_rope)] times the position's scale, split.
-template <class Reader>
-inline void make_queries(Pool& pool, const Rows& q, const Weight& kv_b, const Attention& how, float* queries,
-                         int64_t width) {
-  const int64_t H = how.heads, N = how.nope, C = how.latent, O = how.value, R = how.rope.width;
-  constexpr int64_t kTokens = 24;
-  const int64_t token_blocks = (q.count + kTokens - 1) / kTokens;
-  pool.run(int(token_blocks * H), [&](int task) {
-    static thread_local std::vector<float> nope;
-    static thread_local std::vector<Reader> rows;
-    nope.resize(size_t(kTokens * N));
-    rows.resize(size_t(N));
-    const int64_t h = task % H, first = task / H * kTokens, count = std::min(kTokens, q.count - first);
-    for (int64_t n = 0; n < N; ++n) rows[size_t(n)] = Reader(kv_b, h * (N + O) + n);
-    float* out = queries + (first * H + h) * width;
-    for (int64_t m = 0; m < count; ++m) {
-      const float s4 = how.query_scales[first + m];
-      std::memset(out + m * H * width, 0, size_t(width) * 4);
-      for (int64_t n = 0; n < N; ++n) nope[size_t(m * N + n)] = get(q, first + m, h * (N + R) + n) * s4;
-    }
-    weigh(int(count), nope.data(), N, rows.data(), N, padded(C) / kBlock, C, out, H * width);
-    for (int64_t m = 0; m < count; ++m) {
-      const int64_t t = first + m, base = h * (N + R) + N;
-      for (int64_t i = 0; i < R / 2; ++i) {
-        float even, odd;
-        turn(get(q, t, base + 2 * i), get(q, t, base + 2 * i + 1), how.rope.cos[t * R / 2 + i],
-             how.rope.sin[t * R / 2 + i], &even, &odd);
-        out[m * H * width + split_index(C + 2 * i)] = even * how.query_scales[t];
-        out[m * H * width + split_index(C + 2 * i + 1)] = odd * how.query_scales[t];
-      }
-    }
-  });
-}
-
 // One task of the attention proper: tokens [token, token + num_tokens) of a sequence.
 struct QueryBlock {
   int64_t sequence, token, num_tokens;
@@ -140,14 +105,16 @@ inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_
   return blocks;
 }
 
-// sums[T * H, latent_width]: the weighted mean of the latents that each query row sees, split. `Segments` are Latents
-// that know what fp32 (vector_attention.h) and bf16 (bf16_attention.h) do each in their way:
+// means [T * H, C]: the weighted mean of the latents that each query row sees. `Segments` are Latents that know what fp32
+// (vector_attention.h) and bf16 (bf16_attention.h) do each in their way, queries among it:
+//   absorb(pool, q, kv_b, how, queries, query_width): [q_nope W_UK | rope(q_rope)] times the position's scale, for all
+//     tokens and heads
 //   prepare(pool, blocks): before the first segment
 //   segment(sequence, row, num_rows, sees, first, end, then, state): the softmax of query rows [row, row + num_rows)
 //     over keys [first, end) of their sequence, one segment at most. A row's token may see keys up to
 //     `sees[its number]`; others get weight zero. This thread's next segment is [end, then).
 template <class Segments>
-inline void attend(Pool& pool, const Segments& work, float* sums) {
+inline void attend(Pool& pool, const Segments& work, Rows means) {
   const int64_t H = work.how.heads, width = work.latent_width;
   const std::vector<QueryBlock> blocks = cut_queries(work.layout, std::max<int64_t>(1, kQueryRows / H));
   int64_t rows = 0;
@@ -180,10 +147,10 @@ inline void attend(Pool& pool, const Segments& work, float* sums) {
   };
   auto finish = [&](const QueryBlock& b, const Softmax& state) {
     for (int64_t r = 0; r < b.num_tokens * H; ++r) {
-      float* to = sums + (b.token * H + r) * width;
+      float* sums = state.sums + r * width;
       const V factor = splat(1.0f / state.total[r]);
-      for (int64_t i = 0; i < width; i += kLanes) store(to + i, load(state.sums + r * width + i) * factor);
-      for (int64_t j = work.how.latent; j < width; ++j) to[split_index(j)] = 0.0f;  // the last block may hold rope too
+      for (int64_t i = 0; i < width; i += kLanes) store(sums + i, load(sums + i) * factor);
+      join_row(sums, means.cols, means, b.token * H + r);  // the last block may hold rope too
     }
   };
 
@@ -241,23 +208,25 @@ inline void attend(Pool& pool, const Segments& work, float* sums) {
   });
 }
 
-// out[t, h O + o] = W_UV[h, o] . sums[t, h]
-inline void expand_values(Pool& pool, const float* sums, int64_t width, const Weight& kv_b, const Attention& how,
-                          Rows out) {
-  const int64_t H = how.heads, N = how.nope, O = how.value;
-  constexpr int64_t kTokens = 4 * kMaxM;
-  const int64_t token_blocks = (out.count + kTokens - 1) / kTokens;
-  pool.run(int(token_blocks * H), [&](int task) {
-    const int64_t h = task % H, begin = task / H * kTokens, end = std::min(out.count, begin + kTokens);
-    float results[kMaxM * kPanel];
-    for_each_group(begin, end, kMaxM, [&](int64_t t, int here) {
-      const float* rows[kMaxM];
-      for (int m = 0; m < here; ++m) rows[m] = sums + ((t + m) * H + h) * width;
-      for (int64_t o = 0; o < O; o += kPanel) {
-        const int64_t count = std::min(kPanel, O - o);
-        weight_dots(kv_b, h * (N + O) + N + o, count, here, rows, results, kPanel, {0, here});
-        for (int m = 0; m < here; ++m) put_columns(out, t + m, h * O + o, count, results + m * kPanel);
-      }
+// out[t, h O + o] = W_UV[h, o] . means[t, h]: a product for each head, as experts have one each.
+template <class Product>
+inline void expand_values(Pool& pool, Rows means, const Weight& kv_b, const Attention& how, Rows out) {
+  const int64_t T = out.count, H = how.heads, N = how.nope, O = how.value;
+  std::vector<int64_t> row_of, ends(1, 0);
+  for (int64_t h = 0; h < H; ++h) {
+    for (int64_t t = 0; t < T; ++t) row_of.push_back(t * H + h);
+    ends.push_back((h + 1) * T);
+  }
+  const auto in = Product::gather(pool, means, row_of.data(), ends.data(), H, false);
+  const int64_t panel = panel_rows<Product>(pool, H * O), panels = (O + panel - 1) / panel;
+  pool.run(int(H * panels), [&](int task) {
+    const int64_t h = task / panels, first = task % panels * panel, count = std::min(panel, O - first);
+    const typename Product::Panel weights(kv_b, h * (N + O) + N + first, count, h * T, (h + 1) * T);
+    alignas(64) float results[Product::kGroup * Product::kPanel];
+    Product::for_each_group(h * T, (h + 1) * T, [&](int64_t p, int here) {
+      weights.dots(in, p, here, results, Product::kPanel);
+      for (int m = 0; m < here; ++m)
+        put_columns(out, p - h * T + m, h * O + first, count, results + m * Product::kPanel);
     });
   });
 }
@@ -265,17 +234,16 @@ inline void expand_values(Pool& pool, const float* sums, int64_t width, const We
 template <class Segments>
 inline void attention(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
                       Rows out) {
-  const int64_t rows = q.count * how.heads, width = padded(how.latent);
-  const int64_t query_width = padded(how.latent + how.rope.width);
-  float* queries = static_cast<float*>(pool.scratch(kQueries, size_t(rows * query_width) * 4));
-  float* sums = static_cast<float*>(pool.scratch(kHidden, size_t(rows * width) * 4));
-  if (kv_b.format == Format::kBf16) {
-    make_queries<Bf16Reader>(pool, q, kv_b, how, queries, query_width);
-  } else {
-    make_queries<F32Reader>(pool, q, kv_b, how, queries, query_width);
-  }
-  attend(pool, Segments{{cache, layout, how, queries, query_width, width}}, sums);
-  expand_values(pool, sums, width, kv_b, how, out);
+  const int64_t rows = q.count * how.heads, query_width = padded(how.latent + how.rope.width);
+  using Query = typename Segments::Query;
+  constexpr bool bf16 = sizeof(Query) == 2;
+  // Another 64 bytes: fewer than 16 queries are read like 16.
+  auto* queries = static_cast<Query*>(pool.scratch(kQueries, size_t(rows * query_width) * sizeof(Query) + 64));
+  void* means = pool.scratch(kHidden, size_t(rows * how.latent) * sizeof(Query));
+  Segments::absorb(pool, q, kv_b, how, queries, query_width);
+  const Rows mean_rows{means, rows, how.latent, bf16};
+  attend(pool, Segments{{cache, layout, how, query_width, padded(how.latent)}, queries}, mean_rows);
+  expand_values<typename Segments::Product>(pool, mean_rows, kv_b, how, out);
 }
 
 }  // namespace VENTOUX_ISA

@@ -23,8 +23,12 @@ namespace VENTOUX_ISA {
 
 static_assert(kSegment % (2 * kTile) == 0 && kQueryRows % kTile == 0);
 
+template <class P>
 struct Bf16Segments : Latents {
+  using Product = P;
+  using Query = uint16_t;
   static constexpr int64_t kRowStep = kTile;
+  Query* queries;  // [T * H, query_width]; once they are prepared, each 16 of a block as [columns / 2][queries] pairs
   // From one query's weights to the next; another 64 bytes, as rows a power of two apart share few places of a cache.
   static constexpr int64_t kWeightPitch = kSegment + kBlock;
 
@@ -40,8 +44,157 @@ struct Bf16Segments : Latents {
     return *mine;
   }
 
-  // Queries of a block, 16 at a time, become tile B: rounded, [columns / 2][queries] pairs, in the place of the first
-  // half of what they were.
+  static void absorb(Pool& pool, const Rows& q, const Weight& kv_b, const Attention& how, Query* queries,
+                     int64_t width) {
+    const int64_t H = how.heads, C = how.latent, pitch = padded(how.nope);
+    constexpr int64_t kTokens = 48;
+    const int64_t token_blocks = (q.count + kTokens - 1) / kTokens;
+    pool.run(int(token_blocks * H), [&](int task) {
+      const int64_t h = task % H, first = task / H * kTokens, count = std::min(kTokens, q.count - first);
+      // A head's columns of all tokens, side by side: where they lie they are a power of two apart.
+      static thread_local std::vector<Query> nope;
+      nope.assign(size_t(count * pitch), 0);
+      for (int64_t m = 0; m < count; ++m) {
+        const Query* row = reinterpret_cast<const Query*>(q.row(first + m)) + h * (how.nope + how.rope.width);
+        std::memcpy(&nope[size_t(m * pitch)], row, size_t(how.nope) * 2);
+      }
+      Query* to = queries + (first * H + h) * width;
+      // Rows of W_UK come from memory for few tokens: read from end to end, all of their columns at a time.
+      auto go = [&]<int M, int B>() {
+        absorb_head<M, B>(nope.data(), pitch, int(count), kv_b, how, h, how.query_scales + first, to, H * width);
+      };
+      count == 1   ? go.template operator()<1, 8>()
+      : count == 2 ? go.template operator()<2, 4>()
+      : count <= 4 ? go.template operator()<4, 2>()
+                   : go.template operator()<8, 1>();
+      for (int64_t m = 0; m < count; ++m) turn_query(q, how, first + m, h, to + m * H * width + C, width - C);
+    });
+  }
+
+  // The latent queries of one head, M tokens and B blocks of columns at a time. Pairs of W_UK's rows are chained,
+  // rising, as bf16 products are; the position's scale comes last. (Behind an odd last row lies one of W_UV, which
+  // meets a zero.)
+  template <int M, int B>
+  static void absorb_head(const Query* nope, int64_t pitch, int count, const Weight& kv_b, const Attention& how,
+                          int64_t h, const float* scales, Query* queries, int64_t ld) {
+    const int64_t N = how.nope, C = how.latent;
+    const char* rows = reinterpret_cast<const char*>(kv_b.row(h * (N + how.value)));
+    for (int64_t column = 0; column < C; column += B * kBlock) {
+      __mmask32 there[B];
+      for (int b = 0; b < B; ++b)
+        there[b] = __mmask32((uint64_t(1) << std::clamp<int64_t>(C - column - b * kBlock, 0, kBlock)) - 1);
+      for (int first = 0; first < count; first += M) {
+        // The last token takes the place of those that are missing to M.
+        auto token = [&](int m) { return std::min(first + m, count - 1); };
+        const Query* x[M];
+        V even[M][B], odd[M][B];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          x[m] = nope + token(m) * pitch;
+#pragma GCC unroll 8
+          for (int b = 0; b < B; ++b) even[m][b] = odd[m][b] = zero();
+        }
+        for (int64_t n = 0; n < N; n += 2) {
+          const char* row = rows + (n * C + column) * 2;
+#pragma GCC unroll 8
+          for (int b = 0; b < B; ++b) {
+            const __m512i one = _mm512_maskz_loadu_epi16(there[b], row + b * 2 * kBlock);
+            const __m512i two = _mm512_maskz_loadu_epi16(there[b], row + C * 2 + b * 2 * kBlock);
+            const __m512i evens = _mm512_mask_blend_epi16(0xaaaaaaaa, one, _mm512_slli_epi32(two, 16));
+            const __m512i odds = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(one, 16), two);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+              int32_t pair;
+              std::memcpy(&pair, x[m] + n, 4);
+              const __m512i both = _mm512_set1_epi32(pair);
+              even[m][b] = {dpbf16(even[m][b].v, both, evens)};
+              odd[m][b] = {dpbf16(odd[m][b].v, both, odds)};
+            }
+          }
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          const V s4 = splat(scales[token(m)]);
+#pragma GCC unroll 8
+          for (int b = 0; b < B; ++b)
+            _mm512_mask_storeu_epi16(queries + token(m) * ld + column + b * kBlock, there[b],
+                                     joined_bf16({even[m][b] * s4, odd[m][b] * s4}));
+        }
+      }
+    }
+  }
+
+  // The part of a head's query that is turned, times the position's scale, and zeros up to `width` columns.
+  static void turn_query(const Rows& q, const Attention& how, int64_t t, int64_t h, Query* to, int64_t width) {
+    const int64_t R = how.rope.width;
+    const Query* from = reinterpret_cast<const Query*>(q.row(t)) + h * (how.nope + R) + how.nope;
+    const V s4 = splat(how.query_scales[t]);
+    for (int64_t i = 0; i < width; i += kBlock) {
+      const auto mask = [&](int64_t end) { return (uint64_t(1) << std::clamp<int64_t>(end - i, 0, kBlock)) - 1; };
+      const __mmask32 there = __mmask32(mask(R));
+      const __mmask16 pairs = __mmask16((1u << (std::clamp<int64_t>(R - i, 0, kBlock) / 2)) - 1);
+      const __m512i raw = _mm512_maskz_loadu_epi16(there, from + i);
+      const V even{_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16))};
+      const V odd{_mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(int(0xffff0000))))};
+      const V cos{_mm512_maskz_loadu_ps(pairs, how.rope.cos + (t * R + i) / 2)};
+      const V sin{_mm512_maskz_loadu_ps(pairs, how.rope.sin + (t * R + i) / 2)};
+      const Pair turned{(even * cos - odd * sin) * s4, (even * sin + odd * cos) * s4};
+      _mm512_mask_storeu_epi16(to + i, __mmask32(mask(width)), joined_bf16(turned));
+    }
+  }
+
+  // The latent queries of one head and up to M tokens from t on, B blocks of columns at a time. Pairs of W_UK's rows are
+  // chained, rising, as bf16 products are; the position's scale comes last.
+  template <int M, int B>
+  static void absorb_head(const Rows& q, const Weight& kv_b, const Attention& how, int64_t t, int here, int64_t h,
+                          Query* queries, int64_t width) {
+    const int64_t N = how.nope, C = how.latent;
+    const Query* x[M];
+    for (int m = 0; m < M; ++m)
+      x[m] = reinterpret_cast<const Query*>(q.row(t + std::min(m, here - 1))) + h * (N + how.rope.width);
+    const char* rows = reinterpret_cast<const char*>(kv_b.row(h * (N + how.value)));
+    for (int64_t column = 0; column < C; column += B * kBlock) {
+      __mmask32 there[B];
+      V even[M][B], odd[M][B];
+      for (int b = 0; b < B; ++b) {
+        const int64_t left = std::clamp<int64_t>(C - column - b * kBlock, 0, kBlock);
+        there[b] = __mmask32((uint64_t(1) << left) - 1);
+        for (int m = 0; m < M; ++m) even[m][b] = odd[m][b] = zero();
+      }
+      auto add = [&]<bool kPair>(int64_t n) __attribute__((always_inline)) {
+        const char* row = rows + (n * C + column) * 2;
+        __m512i both[M];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          int32_t values = 0;
+          std::memcpy(&values, x[m] + n, kPair ? 4 : 2);
+          both[m] = _mm512_set1_epi32(values);
+        }
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) {
+          const __m512i one = _mm512_maskz_loadu_epi16(there[b], row + b * 2 * kBlock);
+          const __m512i two = _mm512_maskz_loadu_epi16(kPair ? there[b] : 0, row + C * 2 + b * 2 * kBlock);
+          const __m512i evens = _mm512_mask_blend_epi16(0xaaaaaaaa, one, _mm512_slli_epi32(two, 16));
+          const __m512i odds = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(one, 16), two);
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) {
+            even[m][b] = {dpbf16(even[m][b].v, both[m], evens)};
+            odd[m][b] = {dpbf16(odd[m][b].v, both[m], odds)};
+          }
+        }
+      };
+      for (int64_t n = 0; n + 1 < N; n += 2) add.template operator()<true>(n);
+      if (N % 2) add.template operator()<false>(N - 1);
+      for (int m = 0; m < here; ++m) {
+        const V s4 = splat(how.query_scales[t + m]);
+        Query* to = queries + ((t + m) * how.heads + h) * width + column;
+        for (int b = 0; b < B; ++b)
+          _mm512_mask_storeu_epi16(to + b * kBlock, there[b], joined_bf16({even[m][b] * s4, odd[m][b] * s4}));
+      }
+    }
+  }
+
+  // Queries of a block, 16 at a time, become tile B.
   void prepare(Pool& pool, const std::vector<QueryBlock>& blocks) const {
     pool.run(int(blocks.size()), [&](int task) {
       static thread_local std::vector<uint16_t> packed;
@@ -50,12 +203,9 @@ struct Bf16Segments : Latents {
       const int64_t end = (b.token + b.num_tokens) * how.heads;
       for (int64_t row = b.token * how.heads; row < end; row += kTile) {
         const int n = int(std::min<int64_t>(kTile, end - row));
-        float* rows = queries + row * query_width;
+        Query* rows = queries + row * query_width;
         for (int64_t i = 0; i < query_width; i += kBlock) {
-          auto load_pairs = [&](int r) {
-            const float* from = rows + r * query_width + i;
-            return joined_bf16({load(from), load(from + kLanes)});
-          };
+          auto load_pairs = [&](int r) { return _mm512_loadu_si512(rows + r * query_width + i); };
           transpose(load_pairs, n, kColumnPairs, packed.data() + i * n, n);
         }
         std::memcpy(rows, packed.data(), size_t(n * query_width) * 2);

@@ -20,7 +20,7 @@ const Kernels VENTOUX_TABLE = {
     .route = VENTOUX_ISA::route,
     .moe = VENTOUX_ISA::moe<VENTOUX_ISA::Product>,
     .write_latent = VENTOUX_ISA::write_latent,
-    .attention = VENTOUX_ISA::vector_attention,
+    .attention = VENTOUX_ISA::vector_attention<VENTOUX_ISA::Product>,
     .scan = VENTOUX_ISA::scan,
 };
 

@@ -37,8 +37,8 @@ void moe_bf16(Pool& pool, Rows x, const Routed& routed, const Mlp& shared, Rows 
 
 void attention_bf16(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout, const Attention& how,
                     Rows out) {
-  if (q.bf16 && cache.bf16) {
-    attention<Bf16Segments>(pool, q, kv_b, cache, layout, how, out);
+  if (q.bf16 && cache.bf16 && kv_b.format == Format::kBf16) {
+    attention<Bf16Segments<Product>>(pool, q, kv_b, cache, layout, how, out);
   } else {
     kAvx512.attention(pool, q, kv_b, cache, layout, how, out);
   }

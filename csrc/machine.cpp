@@ -44,9 +44,12 @@ std::vector<Kernels> usable(bool emulated) {
   avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
   if (avx512) {
-    if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles())
-      found.push_back(with(kAmx));
-    if (__builtin_cpu_supports("avx512bf16")) found.push_back(with(kAvx512Bf16));
+    if (__builtin_cpu_supports("avx512bf16")) {
+      // Every processor with tiles has both.
+      if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles())
+        found.push_back(with(kAmx));
+      found.push_back(with(kAvx512Bf16));
+    }
     if (__builtin_cpu_supports("avx512vnni")) found.push_back(kAvx512Vnni);
     found.push_back(kAvx512);
   }

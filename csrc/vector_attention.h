@@ -8,9 +8,54 @@ namespace VENTOUX_ISA {
 
 constexpr int64_t kKeys = 64;
 
-template <class Reader>
+template <class Reader, class P>
 struct VectorSegments : Latents {
+  using Product = P;
+  using Query = float;
   static constexpr int64_t kRowStep = 1;
+  Query* queries;  // [T * H, query_width], split
+
+  static void absorb(Pool& pool, const Rows& q, const Weight& kv_b, const Attention& how, Query* queries,
+                     int64_t width) {
+    if (kv_b.format == Format::kBf16) {
+      absorb_as<Bf16Reader>(pool, q, kv_b, how, queries, width);
+    } else {
+      absorb_as<F32Reader>(pool, q, kv_b, how, queries, width);
+    }
+  }
+  template <class Weights>
+  static void absorb_as(Pool& pool, const Rows& q, const Weight& kv_b, const Attention& how, Query* queries,
+                        int64_t width) {
+    const int64_t H = how.heads, N = how.nope, C = how.latent, O = how.value, R = how.rope.width;
+    constexpr int64_t kTokens = 24;
+    const int64_t token_blocks = (q.count + kTokens - 1) / kTokens;
+    pool.run(int(token_blocks * H), [&](int task) {
+      static thread_local std::vector<float> nope;
+      static thread_local std::vector<Weights> rows;
+      nope.resize(size_t(kTokens * N));
+      rows.resize(size_t(N));
+      const int64_t h = task % H, first = task / H * kTokens, count = std::min(kTokens, q.count - first);
+      for (int64_t n = 0; n < N; ++n) rows[size_t(n)] = Weights(kv_b, h * (N + O) + n);
+      float* out = queries + (first * H + h) * width;
+      for (int64_t m = 0; m < count; ++m) {
+        const float s4 = how.query_scales[first + m];
+        std::memset(out + m * H * width, 0, size_t(width) * 4);
+        for (int64_t n = 0; n < N; ++n) nope[size_t(m * N + n)] = get(q, first + m, h * (N + R) + n) * s4;
+      }
+      weigh(int(count), nope.data(), N, rows.data(), N, padded(C) / kBlock, C, out, H * width);
+      for (int64_t m = 0; m < count; ++m) {
+        const int64_t t = first + m, base = h * (N + R) + N;
+        for (int64_t i = 0; i < R / 2; ++i) {
+          float even, odd;
+          turn(get(q, t, base + 2 * i), get(q, t, base + 2 * i + 1), how.rope.cos[t * R / 2 + i],
+               how.rope.sin[t * R / 2 + i], &even, &odd);
+          out[m * H * width + split_index(C + 2 * i)] = even * how.query_scales[t];
+          out[m * H * width + split_index(C + 2 * i + 1)] = odd * how.query_scales[t];
+        }
+      }
+    });
+  }
+
   void prepare(Pool&, const std::vector<QueryBlock>&) const {}
 
   void segment(int64_t sequence, int64_t row, int num_rows, const int64_t* sees, int64_t first, int64_t end,
@@ -81,12 +126,13 @@ struct VectorSegments : Latents {
   }
 };
 
+template <class Product>
 inline void vector_attention(Pool& pool, Rows q, const Weight& kv_b, Rows cache, const Layout& layout,
                              const Attention& how, Rows out) {
   if (cache.bf16) {
-    attention<VectorSegments<Bf16Reader>>(pool, q, kv_b, cache, layout, how, out);
+    attention<VectorSegments<Bf16Reader, Product>>(pool, q, kv_b, cache, layout, how, out);
   } else {
-    attention<VectorSegments<F32Reader>>(pool, q, kv_b, cache, layout, how, out);
+    attention<VectorSegments<F32Reader, Product>>(pool, q, kv_b, cache, layout, how, out);
   }
 }
 

@@ -65,10 +65,11 @@ def scratch_bytes(text: TextConfig, num_tokens: int, value_bytes: int) -> int:
     pairs = text.num_experts_per_tok + 1  # of a token and an expert; the shared one has every token
     inner = max(text.intermediate_size, pairs * text.moe_intermediate_size * max(text.n_shared_experts, 1))
     widest = max(text.hidden_size, text.q_lora_rank, heads * text.v_head_dim)
-    stacked = 2 * (text.hidden_size + text.q_lora_rank) + heads * (text.qk_head_dim + text.v_head_dim) + latent
-    # Rows as products read them, an MLP's hidden rows or attention's sums, queries, what experts give, normed rows,
-    # and activations of NVFP4 products at 2.5 bytes each. Rows are padded by up to 48 values.
-    split, hidden = widest + 48, max(inner, heads * text.kv_lora_rank, text.n_routed_experts) + pairs * heads * 48
+    stacked = 3 * text.hidden_size + 2 * text.q_lora_rank + heads * (text.qk_head_dim + text.v_head_dim) + latent
+    # Rows as products read them (means of latents too), an MLP's hidden rows or those means, queries, what experts give,
+    # normed rows, and activations of NVFP4 products at 2.5 bytes each. Rows are padded by up to 48 values.
+    split = max(widest, heads * (text.kv_lora_rank + 48)) + 48
+    hidden = max(inner, heads * text.kv_lora_rank, text.n_routed_experts) + pairs * heads * 48
     fixed = 5 * (max(inner, widest) + pairs * 128) // 8
     values = split + hidden + heads * (latent + 48) + pairs * text.hidden_size + (text.hidden_size + 48) + fixed
     # Memory grows in steps of a quarter; attention's partial sums have a limit of their own.
