@@ -66,8 +66,8 @@ def scratch_bytes(text: TextConfig, num_tokens: int, value_bytes: int) -> int:
     inner = max(text.intermediate_size, pairs * text.moe_intermediate_size * max(text.n_shared_experts, 1))
     widest = max(text.hidden_size, text.q_lora_rank, heads * text.v_head_dim)
     stacked = 3 * text.hidden_size + 2 * text.q_lora_rank + heads * (text.qk_head_dim + text.v_head_dim) + latent
-    # Rows as products read them (means of latents too), an MLP's hidden rows or those means, queries, what experts give,
-    # normed rows, and activations of NVFP4 products at 2.5 bytes each. Rows are padded by up to 48 values.
+    # Rows as products read them (means of latents too), an MLP's hidden rows or those means, queries, what experts
+    # give, normed rows, and activations of NVFP4 products at 2.5 bytes each. Rows are padded by up to 48 values.
     split = max(widest, heads * (text.kv_lora_rank + 48)) + 48
     hidden = max(inner, heads * text.kv_lora_rank, text.n_routed_experts) + pairs * heads * 48
     fixed = 5 * (max(inner, widest) + pairs * 128) // 8

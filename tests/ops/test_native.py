@@ -292,9 +292,10 @@ SHAPES = (
 
 
 def attention_close(ops, got, want):
-    """A bf16 result is off by 0.0017 in the mean for its own rounding alone (2^-8 at most). With bf16 arithmetic queries,
-    weights and means of latents are rounded as well: 0.0034 in the mean is the most that was found, where torch's own
-    bf16 has 0.0042. The largest error may be that of one large score, of which 2^-8 of a query makes more."""
+    """A bf16 result is off by 0.0017 in the mean for its own rounding alone (2^-8 at most). With bf16 arithmetic
+    queries, weights and means of latents are rounded as well: 0.0034 in the mean is the most that was found, where
+    torch's own bf16 has 0.0042. The largest error may be that of one large score, of which 2^-8 of a query makes
+    more."""
     if got.dtype is torch.float32 or not ("amx" in ops.name or "bf16" in ops.name):
         return close(got, want)
     off = got.double() - want
