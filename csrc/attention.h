@@ -105,8 +105,8 @@ inline std::vector<QueryBlock> cut_queries(const Layout& layout, int64_t tokens_
   return blocks;
 }
 
-// means [T * H, C]: the weighted mean of the latents that each query row sees. `Segments` are Latents that know what fp32
-// (vector_attention.h) and bf16 (bf16_attention.h) do each in their way, queries among it:
+// means [T * H, C]: the weighted mean of the latents that each query row sees. `Segments` are Latents that know what
+// fp32 (vector_attention.h) and bf16 (bf16_attention.h) do each in their way, queries among it:
 //   absorb(pool, q, kv_b, how, queries, query_width): [q_nope W_UK | rope(q_rope)] times the position's scale, for all
 //     tokens and heads
 //   prepare(pool, blocks): before the first segment
@@ -212,9 +212,9 @@ inline void attend(Pool& pool, const Segments& work, Rows means) {
 template <class Product>
 inline void expand_values(Pool& pool, Rows means, const Weight& kv_b, const Attention& how, Rows out) {
   const int64_t T = out.count, H = how.heads, N = how.nope, O = how.value;
-  std::vector<int64_t> row_of, ends(1, 0);
+  std::vector<int64_t> row_of(size_t(T * H)), ends(1, 0);
   for (int64_t h = 0; h < H; ++h) {
-    for (int64_t t = 0; t < T; ++t) row_of.push_back(t * H + h);
+    for (int64_t t = 0; t < T; ++t) row_of[size_t(h * T + t)] = t * H + h;
     ends.push_back((h + 1) * T);
   }
   const auto in = Product::gather(pool, means, row_of.data(), ends.data(), H, false);

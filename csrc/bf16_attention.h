@@ -73,7 +73,7 @@ struct Bf16Segments : Latents {
 
   // The latent queries of one head, M tokens and B blocks of columns at a time. Pairs of W_UK's rows are chained,
   // rising, as bf16 products are; the position's scale comes last. (Behind an odd last row lies one of W_UV, which
-  // meets a zero.)
+  // meets a zero; weights are finite.)
   template <int M, int B>
   static void absorb_head(const Query* nope, int64_t pitch, int count, const Weight& kv_b, const Attention& how,
                           int64_t h, const float* scales, Query* queries, int64_t ld) {
@@ -140,57 +140,6 @@ struct Bf16Segments : Latents {
       const V sin{_mm512_maskz_loadu_ps(pairs, how.rope.sin + (t * R + i) / 2)};
       const Pair turned{(even * cos - odd * sin) * s4, (even * sin + odd * cos) * s4};
       _mm512_mask_storeu_epi16(to + i, __mmask32(mask(width)), joined_bf16(turned));
-    }
-  }
-
-  // The latent queries of one head and up to M tokens from t on, B blocks of columns at a time. Pairs of W_UK's rows are
-  // chained, rising, as bf16 products are; the position's scale comes last.
-  template <int M, int B>
-  static void absorb_head(const Rows& q, const Weight& kv_b, const Attention& how, int64_t t, int here, int64_t h,
-                          Query* queries, int64_t width) {
-    const int64_t N = how.nope, C = how.latent;
-    const Query* x[M];
-    for (int m = 0; m < M; ++m)
-      x[m] = reinterpret_cast<const Query*>(q.row(t + std::min(m, here - 1))) + h * (N + how.rope.width);
-    const char* rows = reinterpret_cast<const char*>(kv_b.row(h * (N + how.value)));
-    for (int64_t column = 0; column < C; column += B * kBlock) {
-      __mmask32 there[B];
-      V even[M][B], odd[M][B];
-      for (int b = 0; b < B; ++b) {
-        const int64_t left = std::clamp<int64_t>(C - column - b * kBlock, 0, kBlock);
-        there[b] = __mmask32((uint64_t(1) << left) - 1);
-        for (int m = 0; m < M; ++m) even[m][b] = odd[m][b] = zero();
-      }
-      auto add = [&]<bool kPair>(int64_t n) __attribute__((always_inline)) {
-        const char* row = rows + (n * C + column) * 2;
-        __m512i both[M];
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          int32_t values = 0;
-          std::memcpy(&values, x[m] + n, kPair ? 4 : 2);
-          both[m] = _mm512_set1_epi32(values);
-        }
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) {
-          const __m512i one = _mm512_maskz_loadu_epi16(there[b], row + b * 2 * kBlock);
-          const __m512i two = _mm512_maskz_loadu_epi16(kPair ? there[b] : 0, row + C * 2 + b * 2 * kBlock);
-          const __m512i evens = _mm512_mask_blend_epi16(0xaaaaaaaa, one, _mm512_slli_epi32(two, 16));
-          const __m512i odds = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(one, 16), two);
-#pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) {
-            even[m][b] = {dpbf16(even[m][b].v, both[m], evens)};
-            odd[m][b] = {dpbf16(odd[m][b].v, both[m], odds)};
-          }
-        }
-      };
-      for (int64_t n = 0; n + 1 < N; n += 2) add.template operator()<true>(n);
-      if (N % 2) add.template operator()<false>(N - 1);
-      for (int m = 0; m < here; ++m) {
-        const V s4 = splat(how.query_scales[t + m]);
-        Query* to = queries + ((t + m) * how.heads + h) * width + column;
-        for (int b = 0; b < B; ++b)
-          _mm512_mask_storeu_epi16(to + b * kBlock, there[b], joined_bf16({even[m][b] * s4, odd[m][b] * s4}));
-      }
     }
   }
 

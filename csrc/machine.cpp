@@ -45,7 +45,7 @@ std::vector<Kernels> usable(bool emulated) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
   if (avx512) {
     if (__builtin_cpu_supports("avx512bf16")) {
-      // Every processor with tiles has both.
+      // Attention needs both. All processors with tiles have them; where a hypervisor hides one, vectors do it all.
       if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles())
         found.push_back(with(kAmx));
       found.push_back(with(kAvx512Bf16));

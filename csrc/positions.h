@@ -1,4 +1,4 @@
-// Where tokens stand, as attention needs it. The same code for all instruction sets: it is a few microseconds of a step.
+// Where tokens stand, as attention needs it. The same code for all instruction sets: a few microseconds of a step.
 #pragma once
 
 #include <algorithm>

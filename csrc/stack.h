@@ -1,6 +1,6 @@
-// All layers of a decoder and the norm behind them in one call: the operators of a block, one after the other, as model/decoder.py composes
-// them. It computes nothing of its own; what it saves is a dozen calls from Python per layer, each as long as reading
-// 0.3 MB of weights.
+// All layers of a decoder and the norm behind them in one call: the operators of a block, one after the other, as
+// model/decoder.py composes them. It computes nothing of its own; what it saves is a dozen calls from Python per layer,
+// each as long as reading 0.3 MB of weights.
 #pragma once
 
 #include <cstring>

@@ -143,8 +143,12 @@ def main(fd: int, parent: int) -> None:
         sys.exit(1)
     threading.Thread(target=_read_commands, args=(sock, loop.inbox), name="commands", daemon=True).start()
     threading.Thread(target=_beat, args=(loop, tell), name="beat", daemon=True).start()
+    from ventoux.ops.threads import torch_threads
+
     try:
-        loop.run()
+        # This process is the engine's own: set once, and not by every step.
+        with torch_threads(loop.engine.plan.torch_threads):
+            loop.run()
     except BaseException:
         logger.critical("the engine failed", exc_info=True)
         os._exit(1)

@@ -7,6 +7,8 @@ import torch
 
 from tests.engines import generate, image, image_tokens, prompt, request, run, tiny_engine, tokens
 from tests.tiny import tiny_model
+from ventoux.config import Speculation
+from ventoux.engine.drafting import NgramDrafter
 from ventoux.errors import ContextLengthError, InvalidRequestError
 
 
@@ -110,6 +112,31 @@ def test_a_failing_forward_ends_the_culprit_alone(monkeypatch):
     assert "device trouble" not in outputs["bad", 0][-1].error
     assert tokens(outputs["good", 0]) == expected[0]
     assert engine.stats().num_failed == 1
+
+
+ALWAYS = Speculation("ngram", 2, adaptive=False)
+
+
+@pytest.mark.parametrize("guesses", [False, True])
+def test_those_who_are_tried_one_by_one_get_their_own_rows(monkeypatch, guesses):
+    """Several go on after a batch has failed, and share the head's product again."""
+    how = {"make_drafter": lambda runner, plan: NgramDrafter(3, 1), "speculation": ALWAYS} if guesses else {}
+    good = [request(prompt(n, n), f"good {n}") for n in (5, 9, 17, 2)]
+    expected = {one.request_id: generate(tiny_engine(**how), one)[0] for one in good}
+    engine = tiny_engine(**how)
+    forward, failed = engine.runner.forward, []
+
+    def fails_for_many(chunks):
+        if len(chunks) > 1:
+            failed.append(len(chunks))
+            raise RuntimeError("device trouble")
+        return forward(chunks)
+
+    monkeypatch.setattr(engine.runner, "forward", fails_for_many)
+    outputs = run(engine, good)
+    assert max(failed) == 4
+    assert {name: tokens(outputs[name, 0]) for name in expected} == expected
+    assert len({tuple(found) for found in expected.values()}) > 1
 
 
 def test_a_failing_image_ends_its_request_alone(monkeypatch):

@@ -11,6 +11,7 @@ from ventoux.engine.request import SamplingParams
 from ventoux.engine.sampler import _most_likely, _pick, rows_of, sample, token_logprobs
 from ventoux.engine.sequence import Sequence, image_slots
 from ventoux.errors import NumericalError
+from ventoux.ops.reference import REFERENCE
 
 LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0]
 
@@ -18,7 +19,7 @@ LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0]
 def draw(logits=LOGITS, generated=(), seed=0, prompt_ids=(4,), **params) -> int:
     one = request(list(prompt_ids), **{"temperature": 1.0, "max_tokens": 10_000, **params})
     sequence = Sequence(one, 0, [*prompt_ids, *generated], image_slots([], [], 10, 28))
-    return sample(*rows_of(torch.tensor([logits])), sequence, seed, {3})
+    return sample(*rows_of(torch.tensor([logits]), REFERENCE), sequence, seed, {3})
 
 
 def shares(count=3000, **params) -> list[float]:
@@ -190,4 +191,4 @@ class OnlyToken:
 def test_min_tokens_gives_way_where_the_grammar_allows_an_end_token_only(temperature):
     one = request([4], temperature=temperature, min_tokens=5)
     sequence = Sequence(one, 0, [4], image_slots([], [], 10, 28), OnlyToken(3))
-    assert sample(*rows_of(torch.tensor([LOGITS])), sequence, 0, {3}) == 3
+    assert sample(*rows_of(torch.tensor([LOGITS]), REFERENCE), sequence, 0, {3}) == 3

@@ -209,6 +209,7 @@ def test_scan(ops, dtype, shape):
     few = torch.randint(-3, 3, shape, generator=torch.Generator().manual_seed(0))
     for x in (random(*shape, dtype=dtype), few.to(dtype), -1 - few.abs().to(dtype), 1e-39 * few.float().to(dtype)):
         assert ops.scan(x) == ([True] * shape[0], x.float().numpy().argmax(-1).tolist())
+        assert ops.scan(x[:0]) == ([], [])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -283,9 +284,10 @@ class Cached:
         )
 
 
-# Odd sizes whose latent ends inside a block; the published proportions; eight blocks of latents, two, and part of one.
+# Odd sizes whose latent ends inside a block, columns before rope among them; the published proportions; eight blocks of
+# latents, two, and part of one.
 SHAPES = (
-    {},
+    {"nope": 13},
     {"heads": 16, "nope": 64, "rope": 64, "latent": 256, "value": 128},
     {"heads": 2, "nope": 16, "rope": 16, "latent": 360, "value": 16},
 )
@@ -360,14 +362,22 @@ def test_attention_with_one_thread_or_two(name, dtype):
 @pytest.mark.parametrize("name", WITH_EMULATED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_behind_a_long_context(name, dtype):
-    """One token, whose keys one thread takes in groups of segments and two take in segments; and a chunk that ends with
-    it, of which each thread takes blocks of queries."""
-    n = 16_500
-    cached = Cached(native_operators(1, name), dtype, [n])
-    last = cached.attend([(n - 1, n)])
-    assert torch.equal(last, cached.attend([(n - 1, n)], native_operators(2, name)))
-    assert torch.equal(last[0], cached.attend([(n - 90, n)])[-1])
-    attention_close(cached.ops, last, cached.attend([(n - 1, n)], REFERENCE, torch.float64))
+    """One token, whose keys one thread takes in groups of segments and two take in segments; a chunk that ends with
+    it, of which each thread takes blocks of queries; and groups of several sequences, one of which is broken."""
+    n, lengths = 16_500, [16_500, 1030, 300]
+    cached = Cached(native_operators(1, name), dtype, lengths)
+    spans = [(length - 1, length) for length in lengths]
+    last = cached.attend(spans)
+    assert torch.equal(last, cached.attend(spans, native_operators(2, name)))
+    chunk = cached.attend([(n - 90, n), (1000, 1030), (299, 300)])
+    assert torch.equal(last, chunk[[89, 119, 120]])
+    attention_close(cached.ops, last, cached.attend(spans, REFERENCE, torch.float64))
+    for key in (3, 9000, n - 1):
+        kept = cached.cache.clone()
+        cached.cache.flatten(0, 1)[cached.slots[key]] = float("nan")
+        out = cached.attend(spans)
+        assert out[0].isnan().all() and torch.equal(out[1:], last[1:])
+        cached.cache = kept
 
 
 def test_write_latent(ops):

@@ -17,7 +17,7 @@ from ventoux.cache.pages import PagePool
 from ventoux.engine.drafting import Drafter
 from ventoux.engine.masks import MaskCompiler, MaskFactory, MaskJob
 from ventoux.engine.request import EngineOutput, EngineStats, FinishReason, Request, TokenOutput
-from ventoux.engine.runner import Computed, Runner, computing, together
+from ventoux.engine.runner import Computed, Runner, computing
 from ventoux.engine.sampler import Row, rows_of, sample, score_prompt, token_logprobs
 from ventoux.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from ventoux.engine.sequence import Sequence, make_sequences
@@ -214,7 +214,7 @@ class Engine:
                 outputs.append(self._fail(chunk.sequence, error))
                 return []
             logger.warning("a batch of %d failed (%s); trying its requests one by one", len(chunks), error)
-        return together([one for chunk in chunks for one in self._forward([chunk], outputs)])
+        return [one for chunk in chunks for one in self._forward([chunk], outputs)]
 
     def _due_rows(self, computed: list[Computed]) -> list[list[Row] | None]:
         """Logits where tokens are due, in one product: the head is a tenth of the weights that a step reads.
@@ -223,13 +223,11 @@ class Engine:
         each is then tried alone, inside its own boundary.
         """
         counts = [1 + len(one.chunk.draft_ids) if one.chunk.is_last else 0 for one in computed]
-        ends = [one.first + one.chunk.length for one in computed]
-        due = [row for end, count in zip(ends, counts, strict=True) for row in range(end - count, end)]
         try:
-            rows = iter(rows_of(self.runner.logits_at(computed[0].step_TD, due), self.ops) if due else ())
+            rows = iter(rows_of(self.runner.last_logits(computed, counts), self.ops) if any(counts) else ())
             return [list(islice(rows, count)) or None for count in counts]
         except Exception as error:
-            logger.warning("the head failed for a batch of %d (%s); trying one by one", len(due), error)
+            logger.warning("the head failed for a batch of %d (%s); trying one by one", sum(counts), error)
             return [None] * len(computed)
 
     def _advance(self, computed: Computed, rows: list[Row] | None, tokens: list[TokenOutput]) -> EngineOutput | None:
@@ -255,7 +253,7 @@ class Engine:
         for sibling in reversed(self.siblings.pop(sequence.request.request_id, [])):
             self.scheduler.add(sibling, first=True)
         if rows is None:
-            rows = rows_of(self.runner.logits_at(computed.hidden_rows, [*range(known - 1, chunk.length)]), self.ops)
+            rows = rows_of(self.runner.last_logits([computed], [1 + len(chunk.draft_ids)]), self.ops)
         sequence.draft_ids = []
         if chunk.draft_ids:
             sequence.num_drafted += len(chunk.draft_ids)

@@ -13,7 +13,6 @@ from ventoux.engine.messages import Abort, Add, Command, Event, Stop, Unreadable
 from ventoux.engine.request import EngineOutput
 from ventoux.engine.scheduler import Chunk
 from ventoux.errors import UserError
-from ventoux.ops.threads import torch_threads
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +39,6 @@ class EngineLoop:
 
     def run(self) -> None:
         """Sleeps while there is nothing to do; takes messages between any two steps, so an abort acts within one."""
-        with torch_threads(self.engine.plan.torch_threads):  # once, not in every step
-            self._run()
-
-    def _run(self) -> None:
         self.emit([self.engine.stats()])
         while True:
             events: list[Event] = []

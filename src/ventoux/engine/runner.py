@@ -41,9 +41,9 @@ class Computed(NamedTuple):
         return self.step_TD[self.first : self.first + self.chunk.length]
 
 
-def together(computed: list[Computed]) -> list[Computed]:
-    """The same as if all had been computed at once."""
-    if len(computed) < 2:
+def joined(computed: list[Computed]) -> list[Computed]:
+    """The same as if all had been computed at once, which they mostly were."""
+    if all(one.step_TD is computed[0].step_TD for one in computed):
         return computed
     step_TD = torch.cat([one.hidden_rows for one in computed])
     starts = accumulate((one.chunk.length for one in computed), initial=0)
@@ -96,9 +96,13 @@ class Runner:
         """Logits [K, V] of hidden states, in fp32."""
         return self.model.logits(hidden_KD)
 
-    def logits_at(self, hidden_TD: torch.Tensor, due: list[int]) -> torch.Tensor:
-        """Of some of them, `due` rising."""
-        return self.logits(hidden_TD if len(due) == len(hidden_TD) else hidden_TD[due])
+    def last_logits(self, computed: list[Computed], counts: list[int]) -> torch.Tensor:
+        """Those of the last few rows of each chunk, in their order."""
+        together = joined(computed)
+        ends = [one.first + one.chunk.length for one in together]
+        due = [row for end, count in zip(ends, counts, strict=True) for row in range(end - count, end)]
+        step_TD = together[0].step_TD
+        return self.logits(step_TD if len(due) == len(step_TD) else step_TD[due])
 
     def encode_images(self, images: list[ImageInput], in_use: set[bytes]) -> None:
         """Encodes what is not there yet, one image at a time (so that a result never depends on its neighbours).

@@ -27,7 +27,7 @@ from ventoux.engine.request import SamplingParams, TokenLogprob
 from ventoux.engine.runner import Computed
 from ventoux.engine.sequence import Sequence
 from ventoux.errors import EngineError, NumericalError
-from ventoux.ops.reference import REFERENCE, largest_of
+from ventoux.ops.reference import largest_of
 from ventoux.ops.spec import Operators
 
 Tensor = torch.Tensor
@@ -55,7 +55,7 @@ class Row(NamedTuple):
         return self.logits_KV[self.number]
 
 
-def rows_of(logits_KV: Tensor, ops: Operators = REFERENCE) -> list[Row]:
+def rows_of(logits_KV: Tensor, ops: Operators) -> list[Row]:
     """Rows of a batch's logits. What nearly every request asks of them is found for all at once: torch calls on single
     rows were a third of a step of the bundled model with 32 sequences."""
     found = zip(*ops.scan(logits_KV), strict=True)

@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """`count` for what the calling thread does inside; then as before. 2 us.
+    """`count` for what the calling thread does inside; then as before. Nothing is set that is so already.
 
     torch keeps a number per thread, taken from a common one at a thread's first operation: a thread that begins
     meanwhile begins with `count`. Whoever depends on the number sets it himself.
