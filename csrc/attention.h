@@ -54,7 +54,8 @@ struct Latents {
   const Rows& cache;
   const Layout& layout;
   const Attention& how;
-  int64_t query_width, latent_width;  // of the absorbed latent query and the turned rope query together, padded
+  int64_t query_width;   // of the absorbed latent query and the turned rope query together, padded
+  int64_t latent_width;  // padded
 
   // Where keys first .. first + count - 1 of a sequence lie.
   void find_keys(int64_t sequence, int64_t first, int64_t count, const char** keys) const {

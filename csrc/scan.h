@@ -18,14 +18,16 @@ inline uint32_t bits_of(float value) {
 }
 inline uint32_t bits_of(uint16_t bf16) { return uint32_t(bf16) << 16; }
 
+// Bits of positive numbers rise with them, those of negative ones fall: turned round, and back again.
+inline int32_t turned(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+
 struct Extremes {
   int32_t largest = std::numeric_limits<int32_t>::min();
   uint32_t magnitude = 0;
 
-  // As integers, which any compiler takes sixteen at a time: floats it may not, for the sake of NaN. Bits of positive
-  // numbers rise with them, those of negative ones fall.
+  // As integers, which any compiler takes sixteen at a time: floats it may not, for the sake of NaN.
   void add(uint32_t bits) {
-    largest = std::max(largest, int32_t(bits) ^ (int32_t(bits) >> 31 & 0x7fffffff));
+    largest = std::max(largest, turned(int32_t(bits)));
     magnitude = std::max(magnitude, bits & 0x7fffffff);
   }
   void add(const Extremes& other) {
@@ -34,7 +36,7 @@ struct Extremes {
   }
   bool finite() const { return magnitude < 0x7f800000; }
   float value() const {
-    const int32_t bits = largest ^ (largest >> 31 & 0x7fffffff);
+    const int32_t bits = turned(largest);
     float value;
     std::memcpy(&value, &bits, 4);
     return value;

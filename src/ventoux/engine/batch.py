@@ -73,9 +73,6 @@ def _image_rows(
     rows: list[torch.Tensor] = []
     for span in spans:
         slots = span.sequence.image_slots
-        if not len(slots.position):
-            packed_start += len(span.token_ids)
-            continue
         start = span.start + ahead
         where = slots.between(start, start + len(span.token_ids))
         for image in np.unique(slots.image[where]) if where.start < where.stop else ():

@@ -155,7 +155,7 @@ def moe(
 def scan(x_KN: Tensor) -> tuple[list[bool], list[int]]:
     """What is not finite shows in the extremes, which take 2 ms of 32 x 131072 fp32 on one core; isfinite takes 21."""
     finite = torch.stack((x_KN.amax(-1), x_KN.amin(-1))).isfinite().all(0).tolist()
-    return finite, [place if good else 0 for place, good in zip(largest_of(x_KN), finite, strict=True)]
+    return finite, [first if good else 0 for first, good in zip(largest_of(x_KN), finite, strict=True)]
 
 
 def largest_of(x_KN: Tensor) -> list[int]:
