@@ -75,7 +75,7 @@ PEERS := $(patsubst benchmarks/peers/%/requirements.txt,%,$(wildcard benchmarks/
 SIZE ?= mid
 bench-peers: setup
 	-$(MAKE) --keep-going $(PEERS:%=build/peers/%/.installed)
-	cd benchmarks && ../$(BIN)/python -m peers --size $(SIZE) $(PEERS_FLAGS)
+	PYTHONPATH=benchmarks $(BIN)/python -m peers --size $(SIZE) $(PEERS_FLAGS)
 
 build/peers/%/.installed: benchmarks/peers/%/requirements.txt
 	rm -f $@

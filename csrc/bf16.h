@@ -104,8 +104,8 @@ struct Bf16 {
     std::memcpy(codes, w.p + i * kBlock / 2, kBlock / 4);
     return widen_nvfp4(codes, w.groups[2 * i], 0);
   }
-  // Columns 32 begin .. 32 end - 1 of rows first .. first + count - 1 as bf16, zeros where the matrix ends; `pitch` bytes
-  // from one row to the next. They are written in whole blocks, rising.
+  // Columns 32 begin .. 32 end - 1 of rows first .. first + count - 1 as bf16, zeros where the matrix ends; `pitch`
+  // bytes from one row to the next. They are written in whole blocks, rising.
   static void widen(const Weight& w, int64_t first, int64_t count, int64_t begin, int64_t end, char* to,
                     int64_t pitch) {
     auto go = [&]<class Reader>(Reader*) {

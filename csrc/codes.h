@@ -1,13 +1,13 @@
-// The product of vector code with NVFP4 weights, walking over rows of codes: 128 columns at a time, which are 64 bytes and
-// eight groups. What those become and how they are multiplied is an arithmetic's: fixed.h and bf16.h.
+// The product of vector code with NVFP4 weights, walking over rows of codes: 128 columns at a time, which are 64 bytes
+// and eight groups. What those become and how they are multiplied is an arithmetic's: fixed.h and bf16.h.
 //
 //   Block                        128 columns of an activation
 //   deal(row, cols, Block* to)   a row of activations into blocks, zeros after the last column
 //   Codes(bytes, groups)         128 columns of a weight, widened
 //   step(codes, block, sum)      sum + the products of both, 16 lanes
 //
-// Order of a result: lane i has columns 8 i .. 8 i + 7 of each block, half a group; one chain of fused multiply-adds per
-// lane over the blocks in rising order; the tree of sum4.
+// Order of a result: lane i has columns 8 i .. 8 i + 7 of each block, half a group; one chain of fused multiply-adds
+// per lane over the blocks in rising order; the tree of sum16.
 #pragma once
 
 #include "dot.h"
@@ -60,10 +60,10 @@ constexpr int kCodeRows = 4;  // weight rows of a call
 // How far ahead weights are fetched, in rows: some hundred nanoseconds with one activation.
 constexpr int kCodesAhead = 8;
 
-// The lanes of R rows and M activations: sums[r][m].
+// out[m * ld + r] = <row r, activation m>, of R rows
 template <int R, int M, int kLevel, class C>
-inline __attribute__((always_inline)) void code_lanes(const CodeRow* w, const typename C::Block* const* x, int64_t cols,
-                                                      V (*sums)[M]) {
+inline __attribute__((always_inline)) void code_rows(const CodeRow* w, const typename C::Block* const* x, int64_t cols,
+                                                     float* out, int64_t ld) {
   using Codes = typename C::Codes;
   V acc[R][M];
   for (auto& row : acc)
@@ -91,19 +91,21 @@ inline __attribute__((always_inline)) void code_lanes(const CodeRow* w, const ty
     for (int r = 0; r < R; ++r) codes[r] = w[r].tail<Codes>(whole, rest);
     add(codes, whole);
   }
-  for (int r = 0; r < R; ++r)
-    for (int m = 0; m < M; ++m) sums[r][m] = acc[r][m];
+  static_assert(R * M <= 16);
+  V lanes[4][4];
+  for (int i = 0; i < 16; ++i) lanes[i / 4][i % 4] = i < R * M ? acc[i % R][i / R] : zero();
+  float sums[16];
+  sum16(lanes, sums);
+  for (int m = 0; m < M; ++m) std::memcpy(out + m * ld, sums + m * R, R * sizeof(float));
 }
 
-// out[m * ld + r] = <row r, activation m>
+// The same of kCodeRows rows.
 template <int M, int kLevel, class C>
 __attribute__((noinline)) void code_block(const CodeRow* w, const typename C::Block* const* x, int64_t cols, float* out,
                                           int64_t ld) {
   // As many chains as there are registers to hold them.
   constexpr int R = M == 1 ? 4 : 2;
-  V sums[kCodeRows][M];
-  for (int r = 0; r < kCodeRows; r += R) code_lanes<R, M, kLevel, C>(w + r, x, cols, sums + r);
-  for (int m = 0; m < M; ++m) sum4(sums[0][m], sums[1][m], sums[2][m], sums[3][m], out + m * ld);
+  for (int r = 0; r < kCodeRows; r += R) code_rows<R, M, kLevel, C>(w + r, x, cols, out + r, ld);
 }
 
 // out[m * ld + i] for rows first .. first + count - 1, row multipliers not applied.

@@ -78,8 +78,8 @@ struct Fp8Reader {
   }
 };
 
-// An arithmetic: what activations are kept as, what 32 columns of a weight become, in how many parts, and a part's step of
-// a chain.
+// An arithmetic: what activations are kept as, what 32 columns of a weight become, in how many parts, and a part's step
+// of a chain.
 struct Fp32 {
   using Element = float;
   static constexpr bool kTakesF32 = true;    // weights stored as fp32

@@ -3,10 +3,11 @@
 // Widening 4-bit codes to floats takes more instructions than memory takes time to bring them. So codes become 16-bit
 // words, 32 of them by one table look-up: an e2m1 code doubled is a whole number. Eight activations share a unit, a
 // power of two, and are whole numbers of 16 bits times that. Multiplying words and adding two products to a sum is one
-// instruction (VNNI) or two. The sum of eight products is exact; its product with the group's scale and the unit rounds.
+// instruction (VNNI) or two. The sum of eight products is exact; its product with the group's scale and the unit
+// rounds.
 //
-// What is below 2^-15 of the largest of its eight is lost, a hundredth of what bf16 rounds off that one. bf16 values down
-// to 2^-7 of the largest are exact.
+// What is below 2^-15 of the largest of its eight is lost, a hundredth of what bf16 rounds off that one. bf16 values
+// down to 2^-7 of the largest are exact.
 #pragma once
 
 #include <bit>

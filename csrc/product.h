@@ -167,8 +167,8 @@ struct Vectors {
     }
 
    private:
-    // Widening takes as long as multiplying with four activations: for several groups of them it is done once. No bit of a
-    // result changes.
+    // Widening takes as long as multiplying with four activations: for several groups of them it is done once. No bit
+    // of a result changes.
     void widen(int slot) {
       static thread_local std::vector<char> buffers[2];  // gate and up are in use at once
       buffers[slot].resize(size_t(count * 2 * weight.cols + 2 * kBlock));

@@ -1,4 +1,5 @@
-// Dense weights -> NVFP4, as ops/formats.py defines it, bit for bit. Loops that compilers vectorize; each row is read once.
+// Dense weights -> NVFP4, as ops/formats.py defines it, bit for bit. Loops that compilers vectorize; each row is read
+// once.
 #pragma once
 
 #include <cmath>
@@ -29,7 +30,8 @@ inline uint8_t quantize_group(const float* values, float global_scale, uint8_t* 
   for (int i = 0; i < 16; ++i) {
     const float scaled = values[i] / scale, a = std::fabs(scaled);
     // Halves go to the even code.
-    const int magnitude = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
+    const int magnitude =
+        (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
     codes[i] = uint8_t(magnitude | (scaled < 0.0f) << 3);
   }
   for (int i = 0; i < 8; ++i) nibbles[i] = uint8_t(codes[2 * i] | codes[2 * i + 1] << 4);

@@ -65,12 +65,25 @@ inline V exp2_int(V n) {
 inline V from_halves(__m256i h) { return {_mm512_cvtph_ps(h)}; }
 
 // Sums of four vectors: ((l0 + l2) + (l1 + l3)) in each quarter of four lanes, then (q0 + q2) + (q1 + q3).
-inline void sum4(V a, V b, V c, V d, float* out) {
+inline __m512 sum_quarters(V a, V b, V c, V d) {
   __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
-  __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+}
+inline void sum4(V a, V b, V c, V d, float* out) {
+  __m512 abcd = sum_quarters(a, b, c, d);
   __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+// out[4 i + j] = what sum4 makes of v[4 i + j]: the last two steps for all sixteen at once.
+inline void sum16(const V (&v)[4][4], float* out) {
+  auto quarters = [&](int i) { return sum_quarters(v[i][0], v[i][1], v[i][2], v[i][3]); };
+  auto halves = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  };
+  const __m512 first = halves(quarters(0), quarters(1)), second = halves(quarters(2), quarters(3));
+  const __m512 even = _mm512_shuffle_f32x4(first, second, 0x88), odd = _mm512_shuffle_f32x4(first, second, 0xdd);
+  _mm512_storeu_ps(out, _mm512_add_ps(even, odd));
 }
 
 // 32 stored values as two vectors: the even columns and the odd ones.
@@ -257,6 +270,9 @@ inline Pair split_f32(const void* p) {
 #endif
 
 #if !defined(__AVX512F__)
+inline void sum16(const V (&v)[4][4], float* out) {
+  for (int i = 0; i < 4; ++i) sum4(v[i][0], v[i][1], v[i][2], v[i][3], out + 4 * i);
+}
 inline void store_bf16(void* p, const V& a) {
   float values[kLanes];
   uint16_t bits[kLanes];

@@ -1,5 +1,5 @@
-// What attention asks of tiles (tile_product.h), by vectors that multiply bf16: a query in each lane, the value that it is
-// multiplied with in all of them. One chain for each result, over the columns in rising order.
+// What attention asks of tiles (tile_product.h), by vectors that multiply bf16: a query in each lane, the value that it
+// is multiplied with in all of them. One chain for each result, over the columns in rising order.
 #pragma once
 
 #include "tile_rows.h"
