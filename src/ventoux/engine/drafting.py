@@ -130,7 +130,7 @@ class EagleDrafter:
         behind = self._behind.get(p.sequence)
         if behind is None or behind.stop != p.start:  # else: preempted, or found its prefix in the cache
             behind = self._behind[p.sequence] = _Behind(p.start)
-        behind.rows.append(p.hidden_KD)
+        behind.add(p.hidden_KD)
         if behind.stop > self.plan.draft_max_model_len:
             del self._behind[p.sequence]
             return False
@@ -168,12 +168,12 @@ class _Behind:
     """Positions from `start` on that the draft has not seen yet, with the target's hidden states there."""
 
     def __init__(self, start: int):
-        self.start = start
+        self.start = self.stop = start
         self.rows: list[Tensor] = []
 
-    @property
-    def stop(self) -> int:
-        return self.start + sum(map(len, self.rows))
+    def add(self, rows: Tensor) -> None:
+        self.rows.append(rows)
+        self.stop += len(rows)
 
     def forget(self, most: int) -> None:
         """Keeps the last `most` rows."""
