@@ -64,6 +64,7 @@ constexpr int kCodesAhead = 8;
 template <int R, int M, int kLevel, class C>
 inline __attribute__((always_inline)) void code_rows(const CodeRow* w, const typename C::Block* const* x, int64_t cols,
                                                      float* out, int64_t ld) {
+  static_assert(R * M <= 16);
   using Codes = typename C::Codes;
   V acc[R][M];
   for (auto& row : acc)
@@ -91,7 +92,7 @@ inline __attribute__((always_inline)) void code_rows(const CodeRow* w, const typ
     for (int r = 0; r < R; ++r) codes[r] = w[r].tail<Codes>(whole, rest);
     add(codes, whole);
   }
-  static_assert(R * M <= 16);
+  // Fewer than sixteen are filled up with zeros: 2 to 4 % slower in the cache than trees of four, the same from memory.
   V lanes[4][4];
   for (int i = 0; i < 16; ++i) lanes[i / 4][i % 4] = i < R * M ? acc[i % R][i / R] : zero();
   float sums[16];

@@ -4,6 +4,7 @@ bit or refuses; and a run that does not finish leaves nothing that could be take
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,6 +214,48 @@ def test_a_disk_that_is_too_small_is_noticed_at_once(sources, tmp_path, monkeypa
     with pytest.raises(CheckpointError, match=r"needs 0\.0 GiB, and 0\.0 GiB are free"):
         quantize(sources / "native", tmp_path / "new" / "dst", "fp8")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_link_to_an_empty_folder(sources, tmp_path):
+    (tmp_path / "disk" / "there").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "there")
+    result = quantize(sources / "native", tmp_path / "link", "fp8")
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "disk") == ["there"]
+    assert result.checkpoint.folder == tmp_path / "disk" / "there"
+
+
+@pytest.mark.parametrize("where", ["current", "mount"])
+def test_a_folder_that_cannot_be_replaced(sources, tmp_path, monkeypatch, where):
+    dst = tmp_path / "dst"
+    dst.mkdir()
+    if where == "current":
+        monkeypatch.chdir(dst)
+        dst = Path(".")
+    else:
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == dst)
+    with pytest.raises(CheckpointError, match="name a folder inside it"):
+        quantize(sources / "native", dst, "fp8")
+    assert os.listdir(tmp_path) == ["dst"]
+
+
+def test_what_is_whole_is_kept_where_it_cannot_be_renamed(sources, tmp_path, monkeypatch):
+    def replace(src, dst):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(CheckpointError, match=r"busy.*is whole, in .*dst\.partial"):
+        quantize(sources / "native", tmp_path / "dst", "fp8")
+    monkeypatch.undo()
+    assert open_checkpoint(tmp_path / "dst.partial").quant_formats == ("fp8",)
+
+
+def test_errors_of_weights_whose_squares_are_too_large(sources, tmp_path):
+    source = shutil.copytree(sources / "native", tmp_path / "src")
+    rewrite(source, lambda tensors: [tensors[name].mul_(2.0**80) for name in tensors if ".experts." in name])
+    found, usual = quantize(source, tmp_path / "large", "fp8"), quantize(sources / "native", tmp_path / "usual", "fp8")
+    for large, small in zip(found.errors, usual.errors, strict=True):
+        assert large.relative_rmse == pytest.approx(small.relative_rmse, rel=1e-3)
 
 
 def test_nan_in_the_source(sources, tmp_path):

@@ -399,7 +399,22 @@ def test_scales_that_cannot_be(copy, value):
     found = problems_of(folder)
     assert len(found) == 3
     for name in (W1 + "weight_global_scale", W3 + "weight_global_scale", WO + "weight_scale"):
-        assert any(problem.startswith(f"{name} must be finite and more than 0, is ") for problem in found)
+        assert any(problem.startswith(f"{name} must be more than 0 and give finite weights, is ") for problem in found)
+
+
+def test_scales_whose_weights_would_be_infinite(copy):
+    """Finite themselves, and so are their reciprocals."""
+    folder = copy("mixed")
+
+    def damage(tensors):
+        tensors[W1 + "weight_global_scale"][0] = 1e-36
+        tensors[WO + "weight_scale"][0] = 1e36
+
+    rewrite(folder, damage)
+    assert sorted(problem.split()[0] for problem in problems_of(folder)) == [
+        WO + "weight_scale",
+        W1 + "weight_global_scale",
+    ]
 
 
 @pytest.mark.parametrize("code", [0x7F, 0xFF, 0x81])
@@ -478,6 +493,11 @@ def test_largest_and_smallest_numbers_are_no_nan(copy):
             "nvfp4",
             {"quantization_config": {"quant_method": "compressed-tensors", "format": "marlin-24"}},
             'format is "marlin-24"; known: nvfp4-pack-quantized',
+        ),
+        (
+            "nvfp4",
+            {"quantization_config": {"quant_method": "compressed-tensors", "format": ["nvfp4-pack-quantized"]}},
+            'format is ["nvfp4-pack-quantized"]; known: nvfp4-pack-quantized',
         ),
         (
             "nvfp4",

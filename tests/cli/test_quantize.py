@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
+from tests.checkpoint.test_quantized import rewrite
 from tests.tiny import tiny_draft_config, wide_config, write_tiny
 
 
@@ -21,6 +23,7 @@ def test_quantize_reports_errors_and_divergence(ventoux, source, tmp_path):
     assert status == 0
     for words in ("native layout", "shared experts", "NVFP4", "FP8", "KL(source || quantized)", "same top token"):
         assert words in out
+    assert "on 4 stored texts of 64 tokens" in out
     assert (tmp_path / "q" / "tekken.json").is_file()
 
 
@@ -35,6 +38,19 @@ def test_inspect_names_the_format_of_each_part(ventoux, source, tmp_path):
     assert report["quant_formats"] == ["fp8", "nvfp4"]
     assert report["formats_by_part"]["experts"] == ["nvfp4"]
     assert "experts nvfp4" in report["plan"]["weight_formats"]
+
+
+def test_without_a_tokenizer_tokens_are_random(ventoux, source, tmp_path):
+    (shutil.copytree(source, tmp_path / "src") / "tekken.json").unlink()
+    status, out, _ = ventoux("quantize", tmp_path / "src", tmp_path / "q", "--format", "fp8")
+    assert status == 0 and "on 4 prompts of 64 random tokens" in out
+
+
+def test_logits_that_are_not_finite_are_not_compared(ventoux, source, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "src")
+    rewrite(folder, lambda tensors: tensors["norm.weight"].fill_(3e38))
+    status, _, err = ventoux("quantize", folder, tmp_path / "q", "--format", "fp8")
+    assert status == 2 and "logits are not finite" in err
 
 
 def test_no_check_loads_no_model(ventoux, source, tmp_path):

@@ -282,15 +282,17 @@ def test_serve_counts_requests_and_tokens():
     answer = stream(text, {"choices": [{"text": ""}]}, text, {"choices": [], "usage": {"completion_tokens": 7}})
     served, bodies = serve_bench(answer, input_tokens=5, output_tokens=7)
     ticks = []
-    levels = served.run([1, 3], 2, lambda: ticks.append(1))
-    assert [(row["concurrency"], row["num_requests"]) for row in levels] == [(1, 2), (3, 6)]
-    assert len(ticks) == 8 and len(bodies) == 9, "one request warms up and is not counted"
+    levels = served.run([1, 3], 2, rounds=3, tick=lambda: ticks.append(1))
+    assert [(row["concurrency"], row["num_requests"]) for row in levels] == [(1, 6), (3, 18)]
+    assert len(ticks) == 24 and len(bodies) == 25, "one request warms up and is not counted"
     row = levels[1]
-    assert row["output_tokens_per_second"] == pytest.approx(7 * row["requests_per_second"])
+    for what in ("median", "min", "max"):
+        assert row["output_tokens_per_second"][what] == pytest.approx(7 * row["requests_per_second"][what])
+    assert row["output_tokens_per_second"]["n"] == 3
     assert set(row["time_to_first_token_ms"]) == {"p50", "p90", "p99"}
     assert {body["model"] for body in bodies} == {"served"}
     assert all(len(body["prompt"]) == 5 and body["max_tokens"] == 7 and body["ignore_eos"] for body in bodies)
-    assert len({tuple(body["prompt"]) for body in bodies}) == 9
+    assert len({tuple(body["prompt"]) for body in bodies}) == 25
 
 
 @pytest.mark.parametrize(

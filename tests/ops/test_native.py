@@ -5,7 +5,10 @@ activations, sizes that fill no block, one row to several hundred. Products run 
 too, which few machines have.
 """
 
+import re
+from dataclasses import fields
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,13 +149,30 @@ def test_moe(products, dtype, form, tokens, inner):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_all_tokens_on_one_expert(products, dtype):
-    x, gate_up, down = (random(*s, dtype=dtype, seed=i) for i, s in enumerate([(40, 32), (6, 16, 32), (6, 32, 8)]))
-    shared = tuple(random(*s, dtype=dtype, seed=i) for i, s in enumerate([(8, 32), (8, 32), (32, 8)]))
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_tokens_on_one_expert(products, dtype, form):
+    x = random(40, 32, dtype=dtype)
+    shapes = [(6, 32, 32), (6, 32, 16), (16, 32), (16, 32), (32, 16)]
+    (gate_up, gu), (down, d), *shared = (
+        stored(random(*shape, dtype=dtype, seed=i) / 4, form) for i, shape in enumerate(shapes)
+    )
     weights, ids = torch.ones(40, 1), torch.full((40, 1), 4)
-    dense = [w.float() for w in (gate_up, down)], tuple(w.float() for w in shared)
-    want = REFERENCE.moe(x.float(), weights, ids, *dense[0], dense[1]).double()
-    close(products.moe(x, weights, ids, gate_up, down, shared), want)
+    want = REFERENCE.moe(x.double(), weights.double(), ids, gu, d, tuple(dense for _, dense in shared))
+    close(products.moe(x, weights, ids, gate_up, down, tuple(weight for weight, _ in shared)), want, form)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMATS)
+def test_weights_at_any_address(products, dtype, form):
+    """One element behind an aligned one, scales too."""
+
+    def moved(tensor):
+        return torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].copy_(tensor.flatten()).view(tensor.shape)
+
+    x = random(5, 208, dtype=dtype)
+    weight, _ = stored(random(67, 208, dtype=dtype, seed=1), form)
+    elsewhere = moved(weight) if form == "dense" else type(weight)(*(moved(t) for t in vars(weight).values()))
+    assert torch.equal(products.linear(moved(x), elsewhere), products.linear(x, weight))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -574,6 +594,18 @@ def test_what_does_not_fit_is_refused(ops):
         ops.rms_norm(random(2, 32).half(), random(32), 1e-6)
     with pytest.raises(ConfigError, match="not sse9"):
         native_operators(1, "sse9")
+
+
+def test_every_native_operator_has_a_contract():
+    """One that is new and not tested here would be tested by its users.
+
+    Not here: `layers` (tests/invariants/test_bits.py), and `packed_attention`, the reference's with more threads.
+    """
+    provided, source = native_operators(1), Path(__file__).read_text()
+    names = [field.name for field in fields(provided)[1:]]
+    native = {name for name in names if getattr(provided, name) is not getattr(REFERENCE, name)}
+    assert len(native) > 10
+    assert native - {"layers", "packed_attention"} <= set(re.findall(r"\b(?:ops|products)\)?\.(\w+)", source))
 
 
 def test_emulated_instructions_are_never_a_default():

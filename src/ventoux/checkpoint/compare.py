@@ -1,4 +1,4 @@
-"""How far a quantized model's logits are from its source's, on random tokens; one model in memory at once."""
+"""How far a quantized model's logits are from its source's; one model in memory at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from ventoux.checkpoint.files import Checkpoint
 from ventoux.checkpoint.load import Progress, load_model
-from ventoux.errors import ConfigError
+from ventoux.errors import CheckpointError, ConfigError
 from ventoux.hardware import probe_hardware
 from ventoux.model.decoder import ForwardInputs
 from ventoux.ops.spec import Operators
@@ -58,12 +58,19 @@ def check_memory(checkpoint: Checkpoint) -> None:
 def logits_of(
     checkpoint: Checkpoint, ops: Operators, dtype: torch.dtype, prompts: torch.Tensor, progress: Progress | None = None
 ) -> torch.Tensor:
-    """Logits at every position of the prompts, fp32 [prompts * tokens, V]. The model is gone afterwards."""
+    """Logits at every position of the prompts, fp32 [prompts * tokens, V]. The model is gone afterwards.
+
+    Raises:
+        CheckpointError: the weights cannot be used, or bring logits that are not finite.
+    """
     model = load_model(checkpoint, ops, dtype=dtype, progress=progress)
     num_prompts, length = prompts.shape
     inputs = ForwardInputs(prompts.flatten(), torch.arange(length).repeat(num_prompts), (length,) * num_prompts)
     with torch.inference_mode():
-        return model.logits(model(inputs)).float()
+        logits = model.logits(model(inputs)).float()
+    if not logits.isfinite().all():
+        raise CheckpointError(str(checkpoint.folder), ["its logits are not finite, so there is nothing to compare"])
+    return logits
 
 
 def divergence(source: torch.Tensor, quantized: torch.Tensor) -> Divergence:

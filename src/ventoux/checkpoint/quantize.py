@@ -75,10 +75,12 @@ def quantize(
 
     Raises:
         CheckpointError: the source is no good, is quantized already or has widths that NVFP4 cannot group; `dst` is in
-            use; or it could not be written (disk full). Nothing is left in `dst` then.
+            use or cannot be replaced as a whole; or it could not be written (disk full). Nothing is left in `dst` then.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = Path(src), Path(dst).resolve()  # of a symbolic link, the folder behind it is replaced
     check_target(src, dst)
+    if dst == Path.cwd() or dst.is_mount():
+        raise CheckpointError(str(dst), ["is the current folder or where a disk is mounted; name a folder inside it"])
     checkpoint = open_checkpoint(src)
     formats = _formats(checkpoint, form, attention, head)
     writer = _Writer(checkpoint, formats)
@@ -98,12 +100,16 @@ def quantize(
         )
         copy_side_files(src, partial)
         open_checkpoint(partial, writer.layout)
-        os.replace(partial, dst)
-    except OSError as error:
-        raise CheckpointError(str(partial), [f"cannot be written: {error}"]) from error
-    finally:
+    except BaseException as error:
         # Whatever went wrong, an interrupt included: half a checkpoint helps nobody and may be what fills the disk.
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(str(partial), [f"cannot be written: {error}"]) from error
+        raise
+    try:
+        os.replace(partial, dst)
+    except OSError as error:
+        raise CheckpointError(str(dst), [f"{error}; what was to stand here is whole, in {partial}"]) from error
     return Quantized(open_checkpoint(dst, writer.layout), checkpoint.stored_bytes, writer.errors())
 
 
@@ -258,10 +264,16 @@ class _Writer:
 
     def _note(self, part: Part, values: torch.Tensor, quantized: Fp8Weight | Nvfp4Weight) -> None:
         sums = self._sums[part]
-        # A matrix has at most 5e8 values: their squares can be summed in fp32 by torch's pairwise sums.
-        sums.squared_error += (quantized.dequantize(torch.float32) - values).square().sum().item()
-        sums.squared += values.square().sum().item()
+        sums.squared_error += _sum_of_squares(quantized.dequantize(torch.float32) - values)
+        sums.squared += _sum_of_squares(values)
         sums.count += values.numel()
+
+
+def _sum_of_squares(values: torch.Tensor) -> float:
+    """In units of the largest, whose square may be more than fp32 holds. A matrix has at most 5e8 values: few enough
+    for torch's pairwise sums."""
+    largest = values.abs().max().item()
+    return (values / largest).square().sum().item() * largest**2 if largest else 0.0
 
 
 def _values(weight: Weight, piece: Piece) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,18 @@ from ventoux.checkpoint.shards import FLOAT_DTYPES, StoredTensor
 from ventoux.checkpoint.stored import Held, piece_shape
 from ventoux.errors import CheckpointError
 from ventoux.model.tensors import Piece, TensorRow
-from ventoux.ops.formats import FP8, GROUP, Fp8Weight, Nvfp4Weight, QuantizedWeight, Weight, to_fp8, to_nvfp4
+from ventoux.ops.formats import (
+    E2M1_MAX,
+    FP8,
+    FP8_MAX,
+    GROUP,
+    Fp8Weight,
+    Nvfp4Weight,
+    QuantizedWeight,
+    Weight,
+    to_fp8,
+    to_nvfp4,
+)
 from ventoux.ops.native import empty
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -142,7 +154,7 @@ class ShardReader:
             assert piece.scale is not None and piece.global_scale is not None
             self.read_into(piece.weights, part_of(weight.codes, piece.piece))
             self.read_into(piece.scale, part_of(weight.group_scale, piece.piece), signed=False)
-            part_of(row_scale, piece.piece).copy_(self._scale(piece.global_scale).reciprocal())
+            part_of(row_scale, piece.piece).copy_(self._factor(piece.global_scale, "nvfp4"))
         return weight
 
     def read_stored(self, name: str) -> torch.Tensor:
@@ -155,7 +167,7 @@ class ShardReader:
     def _fp8_rows(self, row: TensorRow, held: Held) -> torch.Tensor:
         """The multiplier of a piece, in any of its published shapes, repeated for each row."""
         assert held.scale is not None
-        scale, shape = self._scale(held.scale), piece_shape(row, held.piece)[:-1]
+        scale, shape = self._factor(held.scale, "fp8"), piece_shape(row, held.piece)[:-1]
         if scale.numel() == 1:
             return scale.reshape(()).expand(shape)
         if len(shape) == 1:
@@ -163,14 +175,17 @@ class ShardReader:
         per_expert = scale.reshape(shape[0], -1)
         return per_expert.repeat_interleave(shape[1] // per_expert.shape[1], dim=1)
 
-    def _scale(self, name: str) -> torch.Tensor:
-        """A scale in fp32. It and its reciprocal must be finite, and more than 0."""
+    def _factor(self, name: str, form: Literal["fp8", "nvfp4"]) -> torch.Tensor:
+        """What a scale multiplies codes with, fp32: itself, or its reciprocal with NVFP4. Both must be finite, and so
+        must be the largest weight that can come of it."""
         scale = torch.empty(self._checkpoint.stored[name].shape)
         self.read_into(name, scale, judge=False)
-        bad = ~((scale > 0) & scale.isfinite() & scale.reciprocal().isfinite())
+        inverse = scale.reciprocal()
+        factor, largest = (scale, FP8_MAX) if form == "fp8" else (inverse, FP8_MAX * E2M1_MAX)
+        bad = ~((scale > 0) & scale.isfinite() & inverse.isfinite() & (factor * largest).isfinite())
         if bad.any():
-            self.problems.append(f"{name} must be finite and more than 0, is {scale[bad][0].item()}")
-        return scale
+            self.problems.append(f"{name} must be more than 0 and give finite weights, is {scale[bad][0].item()}")
+        return factor
 
     def read_into(self, name: str, target: torch.Tensor, *, signed: bool = True, judge: bool = True) -> None:
         """Fills the contiguous `target` (same number of values) with a stored tensor, cast to the target's type.

@@ -99,7 +99,7 @@ def _read_fp8(reader: Reader, name: str, block: Mapping[str, Any]) -> set[QuantF
 def _read_compressed_tensors(reader: Reader, name: str, block: Mapping[str, Any]) -> set[QuantFormat]:
     form, groups = block.get("format"), block.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
-        if form in _PACKED:
+        if isinstance(form, str) and form in _PACKED:
             return {_PACKED[form]}
         reader.problems.append(f"{name}.format is {json.dumps(form)[:80]}; known: {', '.join(_PACKED)}")
         return set()

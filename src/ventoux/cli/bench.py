@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--api-key", help="key that the server wants")
     serve.add_argument("--concurrency", type=_counts, default=[1, 8, 32], metavar="N,N", help="(default: 1,8,32)")
     serve.add_argument(
+        "--rounds",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="of all levels, one after the other (default: %(default)s)",
+    )
+    serve.add_argument(
         "--chaos",
         action="store_true",
         help="a mixed load with aborts and hostile requests instead; exit status 1 if the server breaks a promise",
@@ -149,19 +156,18 @@ def _serve(args: argparse.Namespace) -> Measured:
         input_tokens=args.input_len,
         output_tokens=args.output_len,
     )
-    with ticks("measuring", sum(args.concurrency) * args.repeats, "requests") as tick:
-        levels = bench.run(args.concurrency, args.repeats, tick)
-    table = new_table(
-        "clients", "first token, ms", "between tokens, ms", "tokens/s", "requests/s", caption="p50 / p90 / p99"
-    )
+    with ticks("measuring", sum(args.concurrency) * args.repeats * args.rounds, "requests") as tick:
+        levels = bench.run(args.concurrency, args.repeats, args.rounds, tick)
+    caption = f"milliseconds: p50 / p90 / p99; others: medians of {args.rounds} round(s) (range)"
+    table = new_table("clients", "first token, ms", "between tokens, ms", "tokens/s", "requests/s", caption=caption)
     for row in levels:
         table.add_row(
             str(row["concurrency"]),
             *(_ranks(row["time_to_first_token_ms"]), _ranks(row["inter_token_latency_ms"])),
-            *(f"{row['output_tokens_per_second']:.1f}", f"{row['requests_per_second']:.2f}"),
+            *(_spread(row["output_tokens_per_second"], 0), _spread(row["requests_per_second"], 1)),
         )
     config = {"url": bench.url, "model": bench.model, "input_tokens": args.input_len, "output_tokens": args.output_len}
-    return config, {"levels": levels}, table
+    return {**config, "rounds": args.rounds}, {"levels": levels}, table
 
 
 def _chaos(args: argparse.Namespace) -> Measured:
@@ -182,6 +188,11 @@ def _chaos(args: argparse.Namespace) -> Measured:
         table.add_row(row["process"], *(f"{size:.1f}" for size in sizes), handles)
     config = {"url": chaos.url, "model": chaos.model, "clients": clients, "seconds": args.duration}
     return {**config, "share_aborted": ABORTED, "share_hostile": HOSTILE}, results, table
+
+
+def _spread(found: dict[str, float], digits: int) -> str:
+    low, high = found["min"], found["max"]
+    return f"{found['median']:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
 
 
 def _ranks(values: dict[str, float | None]) -> str:

@@ -141,17 +141,17 @@ def measure_operators(args: argparse.Namespace) -> Measured:
 
 def measure_formats(args: argparse.Namespace) -> Measured:
     from ventoux.build import all_operators
-    from ventoux.checkpoint.compare import NUM_PROMPTS, PROMPT_TOKENS
     from ventoux.checkpoint.files import open_checkpoint
     from ventoux.checkpoint.hub import resolve_model
     from ventoux.evals.bench_formats import formats
+    from ventoux.evals.stored_prompts import prompts_for
     from ventoux.hardware import probe_hardware
 
     checkpoint, ops = open_checkpoint(resolve_model(args.model)), all_operators(probe_hardware().num_cores)[0]
     chosen = [("fp8", "fp8"), ("nvfp4", "fp8"), ("stored", "nvfp4"), ("nvfp4", "nvfp4")]
     with loading_bar("loading and comparing") as progress:
         rows = formats(checkpoint, ops, chosen, progress)
-    caption = f"against the weights as stored, on {NUM_PROMPTS} prompts of {PROMPT_TOKENS} random tokens"
+    caption = f"against the weights as stored, on {prompts_for(checkpoint).what}"
     table = new_table("attention", "head", "weights", "KL, nats", "at most", "same top token", caption=caption)
     for row in rows:
         table.add_row(

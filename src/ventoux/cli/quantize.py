@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ventoux.cli.progress import loading_bar
 
 if TYPE_CHECKING:
-    from ventoux.checkpoint.compare import Divergence
     from ventoux.checkpoint.quantize import Quantized
 
 CHOICES = ("fp8", "nvfp4", "none")
@@ -54,25 +53,30 @@ def run(args: argparse.Namespace) -> int:
         result = quantize(src, args.dst, args.format, attention=args.attention, head=args.head, progress=progress)
     _report(args.dst, result, time.monotonic() - started)
     if check:
-        _report_divergence(_compare(src, args.dst))
+        _compare(src, args.dst)
     elif source.config.is_draft and args.check:
         print("logits: not compared, a draft has none without its target model")
     return 0
 
 
-def _compare(src: Path, dst: Path) -> Divergence:
+def _compare(src: Path, dst: Path) -> None:
     from ventoux.build import all_operators
     from ventoux.checkpoint import compare
     from ventoux.checkpoint.files import open_checkpoint
+    from ventoux.evals.stored_prompts import prompts_for
     from ventoux.hardware import probe_hardware
 
     source, ops = open_checkpoint(src), all_operators(probe_hardware().num_cores)[0]
-    prompts, dtype = compare.random_prompts(source.config.text.vocab_size), compare.compute_dtype(source)
+    prompts, dtype = prompts_for(source), compare.compute_dtype(source)
     both = []
     for folder, title in ((src, "loading the source"), (dst, "loading the result")):
         with loading_bar(title) as progress:
-            both.append(compare.logits_of(open_checkpoint(folder), ops, dtype, prompts, progress))
-    return compare.divergence(*both)
+            both.append(compare.logits_of(open_checkpoint(folder), ops, dtype, prompts.ids, progress))
+    found = compare.divergence(*both)
+    print(
+        f"logits on {prompts.what}: KL(source || quantized) {found.mean_kl:.4g} nats on average,"
+        f" {found.max_kl:.4g} at most; same top token {found.same_top_token:.1%}"
+    )
 
 
 def _report(dst: Path, result: Quantized, seconds: float) -> None:
@@ -95,12 +99,3 @@ def _report(dst: Path, result: Quantized, seconds: float) -> None:
             f"{error.rmse:.3g}", f"{error.relative_rmse:.2%}",
         )  # fmt: skip
     Console().print(table)
-
-
-def _report_divergence(found: Divergence) -> None:
-    from ventoux.checkpoint.compare import NUM_PROMPTS, PROMPT_TOKENS
-
-    print(
-        f"logits on {NUM_PROMPTS} prompts of {PROMPT_TOKENS} random tokens: KL(source || quantized)"
-        f" {found.mean_kl:.4g} nats on average, {found.max_kl:.4g} at most; same top token {found.same_top_token:.1%}"
-    )

@@ -8,6 +8,7 @@ from typing import Any
 from ventoux.checkpoint import compare
 from ventoux.checkpoint.files import Checkpoint, narrow
 from ventoux.checkpoint.load import Progress
+from ventoux.evals.stored_prompts import prompts_for
 from ventoux.ops.spec import Operators
 from ventoux.plan import BYTES_PER_VALUE
 
@@ -23,7 +24,7 @@ def formats(
     """
     narrowed = [narrow(checkpoint, {"attention": attention, "head": head}) for attention, head in chosen]
     compare.check_memory(checkpoint)
-    prompts, dtype = compare.random_prompts(checkpoint.config.text.vocab_size), compare.compute_dtype(checkpoint)
+    prompts, dtype = prompts_for(checkpoint).ids, compare.compute_dtype(checkpoint)
     source = compare.logits_of(checkpoint, ops, dtype, prompts, progress)
     rows = []
     for (attention, head), variant in zip(chosen, narrowed, strict=True):

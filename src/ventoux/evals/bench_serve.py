@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import httpx2
 
 from ventoux.errors import EngineError
-from ventoux.evals.bench import random_prompt
+from ventoux.evals.bench import random_prompt, spread
 
 # Prompts are ids 1000 to 1255, the single bytes: every tekken vocabulary has them, and most others have such ids too.
 VOCABULARY = 1256
@@ -25,6 +26,27 @@ class _Answer:
 
     times: list[float] = field(default_factory=list)
     num_tokens: int = 0
+
+
+@dataclass
+class _Level:
+    """So many clients at once, over all rounds."""
+
+    answers: list[_Answer] = field(default_factory=list)
+    tokens_per_second: list[float] = field(default_factory=list)  # of each round
+    requests_per_second: list[float] = field(default_factory=list)
+
+    def result(self, concurrency: int) -> dict[str, Any]:
+        times = [answer.times for answer in self.answers]
+        return {
+            "concurrency": concurrency,
+            "num_requests": len(times),
+            "time_to_first_token_ms": percentiles([one[0] for one in times]),
+            # Between chunks that carry text: a token that ends inside a character sends none.
+            "inter_token_latency_ms": percentiles([b - a for one in times for a, b in pairwise(one)]),
+            "output_tokens_per_second": spread(self.tokens_per_second),
+            "requests_per_second": spread(self.requests_per_second),
+        }
 
 
 class ServeBench:
@@ -53,21 +75,25 @@ class ServeBench:
         self._transport = transport
 
     def run(
-        self, concurrency: Sequence[int], repeats: int, tick: Callable[[], object] = lambda: None
+        self, concurrency: Sequence[int], repeats: int, rounds: int = 1, tick: Callable[[], object] = lambda: None
     ) -> list[dict[str, Any]]:
-        """For each level, that many clients send `repeats` requests each; `tick` is called after every request.
+        """For each level, that many clients send `repeats` requests each. Levels take turns in so many rounds, since a
+        shared machine changes its speed. `tick` is called after every request.
 
         Raises:
             EngineError: the server cannot be reached, refuses, or sends no stream.
         """
         try:
-            return asyncio.run(self._run(concurrency, repeats, tick))
+            return asyncio.run(self._run(concurrency, repeats, rounds, tick))
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise EngineError(f"{self.url}: {error or type(error).__name__}") from error
         except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineError(f"{self.url}: this is not how an OpenAI-compatible server answers ({error!r})") from error
 
-    async def _run(self, concurrency: Sequence[int], repeats: int, tick: Callable[[], object]) -> list[dict[str, Any]]:
+    async def _run(
+        self, concurrency: Sequence[int], repeats: int, rounds: int, tick: Callable[[], object]
+    ) -> list[dict[str, Any]]:
+        levels = {count: _Level() for count in concurrency}
         limits = httpx2.Limits(max_connections=max(concurrency))
         timeout = httpx2.Timeout(None, connect=10.0)
         async with httpx2.AsyncClient(
@@ -79,31 +105,33 @@ class ServeBench:
                 self.model = response.json()["data"][0]["id"]
             # One request ahead, so that the first level does not pay for connections and first-time work.
             await self._ask(client, seed=-1)
-            return [await self._level(client, count, repeats, tick) for count in concurrency]
+            for turn in range(rounds):
+                for count, level in levels.items():
+                    await self._measure(level, client, count, repeats, turn, tick)
+        return [level.result(count) for count, level in levels.items()]
 
-    async def _level(
-        self, client: httpx2.AsyncClient, count: int, repeats: int, tick: Callable[[], object]
-    ) -> dict[str, Any]:
+    async def _measure(
+        self,
+        level: _Level,
+        client: httpx2.AsyncClient,
+        count: int,
+        repeats: int,
+        turn: int,
+        tick: Callable[[], object],
+    ) -> None:
         answers: list[_Answer] = []
 
         async def one_client(number: int) -> None:
-            for turn in range(repeats):
-                answers.append(await self._ask(client, seed=hash((count, number, turn))))
+            for repeat in range(repeats):
+                answers.append(await self._ask(client, seed=hash((count, number, repeat, turn))))
                 tick()
 
         started = time.perf_counter()
         await asyncio.gather(*(one_client(number) for number in range(count)))
         seconds = time.perf_counter() - started
-        gaps = [after - before for a in answers for before, after in zip(a.times, a.times[1:], strict=False)]
-        return {
-            "concurrency": count,
-            "num_requests": len(answers),
-            "time_to_first_token_ms": percentiles([answer.times[0] for answer in answers]),
-            # Between chunks that carry text: a token that ends inside a character sends none.
-            "inter_token_latency_ms": percentiles(gaps),
-            "output_tokens_per_second": sum(answer.num_tokens for answer in answers) / seconds,
-            "requests_per_second": len(answers) / seconds,
-        }
+        level.answers += answers
+        level.tokens_per_second.append(sum(answer.num_tokens for answer in answers) / seconds)
+        level.requests_per_second.append(len(answers) / seconds)
 
     async def _ask(self, client: httpx2.AsyncClient, seed: int) -> _Answer:
         body = {
