@@ -519,6 +519,39 @@ def test_claims_that_files_do_not_keep_and_unknown_schemes(copy, name, block, wa
     assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
 
 
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"kv_cache_scheme": {"num_bits": 8}}, 'kv_cache_scheme is {"num_bits": 8}; only null is supported'),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is"),
+        ({"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "transform_config is"),
+        ({"transform_config": "hadamard"}, 'transform_config is "hadamard"'),
+        ({"transform_config": {}, "sparsity_config": {"format": "dense"}, "kv_cache_scheme": None}, None),
+        ({"config_groups": {"a": {"weights": {"num_bits": 8, "type": "float", "strategy": "tensor"}}}}, None),
+        (
+            {
+                "config_groups": {
+                    "a": {"weights": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": True}}
+                }
+            },
+            "config_groups.a has weights of an unknown scheme",
+        ),
+    ],
+)
+def test_what_a_scheme_does_besides_is_not_passed_over(copy, more, problem):
+    """Sparse or turned weights would be read as if they were neither."""
+    folder = copy("mixed")
+    block = json.loads((folder / "params.json").read_text())["quantization_config"]
+    group = {"config_groups": {**block["config_groups"], **more.pop("config_groups", {})}}
+    set_block(folder, {"quantization_config": block | group | more})
+    if problem is None:
+        assert set(open_checkpoint(folder).quant_formats) >= {"fp8", "nvfp4"}
+        return
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    assert [problem in found for found in caught.value.problems] == [True], caught.value.problems
+
+
 # -------------------------------------------------------------------------------------------------------------- memory
 
 

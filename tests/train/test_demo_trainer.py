@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.tiny import write_tiny
 from ventoux.checkpoint.hub import bundled_model
+from ventoux.checkpoint.quantize import quantize
 from ventoux.errors import ConfigError
 from ventoux.text.tokenizer import Tokenizer
 from ventoux.train.demo import TrainConfig, Trainer
@@ -80,6 +82,16 @@ def test_a_new_run_starts_with_a_checkpoint(trainer, tmp_path):
     for (name, p), q in zip(other.model.named_parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(p, q.bfloat16().float()), name
         assert p.requires_grad
+
+
+@pytest.mark.parametrize(("quantized", "words"), [(False, "not a model of this architecture"), (True, "is quantized")])
+def test_a_start_with_another_architecture_or_quantized_says_so(trainer, tmp_path, quantized, words):
+    folder = write_tiny(tmp_path / "model")
+    if quantized:
+        quantize(folder, tmp_path / "fp8", "fp8")
+        folder = tmp_path / "fp8"
+    with pytest.raises(ConfigError, match=words):
+        Trainer(CONFIG, trainer.tokenizer, tmp_path / "out").start_from(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"no state", None], ids=["empty", "text", "another state"])

@@ -6,6 +6,7 @@ import torch
 from tests.tiny import tiny_config, write_tiny
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.load import load_model
+from ventoux.checkpoint.quantize import quantize
 from ventoux.cli import main
 from ventoux.ops.reference import REFERENCE
 
@@ -36,4 +37,12 @@ def test_what_has_no_mean_is_refused(tmp_path, capsys, shares, other, words):
     models = [write_tiny(tmp_path / "a"), write_tiny(tmp_path / "b", config=tiny_config(**other))]
     assert main(["train", "mean", *map(str, models), "--shares", shares, "--export", str(tmp_path / "mean")]) != 0
     assert words in capsys.readouterr().err
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_mean_of_quantized_models_is_refused(tmp_path, capsys):
+    quantize(write_tiny(tmp_path / "plain"), tmp_path / "fp8", "fp8")
+    models = [str(tmp_path / "plain"), str(tmp_path / "fp8")]
+    assert main(["train", "mean", *models, "--shares", "0.5,0.5", "--export", str(tmp_path / "mean")]) != 0
+    assert "is quantized (FP8)" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()

@@ -34,6 +34,8 @@ _FP8_WEIGHTS = {
     "dynamic": False,
     "observer": "static_minmax",
 }
+# What compressed-tensors can do besides: each needs work when the model runs, so that it must not be passed over.
+_BESIDES = ("kv_cache_scheme", "sparsity_config", "transform_config")
 # Modules that are never quantized, as the published files name them.
 _HF_IGNORED = ("model.vision_tower", "model.multi_modal_projector")
 _IGNORED = ("model.embed_tokens", "re:patch_merger.*", "re:vision_encoder.*", "re:vision_language_adapter.*")
@@ -97,6 +99,10 @@ def _read_fp8(reader: Reader, name: str, block: Mapping[str, Any]) -> set[QuantF
 
 
 def _read_compressed_tensors(reader: Reader, name: str, block: Mapping[str, Any]) -> set[QuantFormat]:
+    for key in _BESIDES:
+        content = block.get(key)
+        if content and not (isinstance(content, Mapping) and content.get("format") == "dense"):
+            reader.problems.append(f"{name}.{key} is {json.dumps(content)[:80]}; only null is supported")
     form, groups = block.get("format"), block.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         if isinstance(form, str) and form in _PACKED:
@@ -117,7 +123,7 @@ def _read_compressed_tensors(reader: Reader, name: str, block: Mapping[str, Any]
 
 
 def _scheme_of(weights: Mapping[str, Any]) -> QuantFormat | None:
-    if weights.get("type") != "float" or weights.get("symmetric") is False:
+    if weights.get("type") != "float" or weights.get("symmetric") is False or weights.get("dynamic"):
         return None
     bits, strategy = weights.get("num_bits"), weights.get("strategy")
     if bits == 4 and strategy == "tensor_group" and weights.get("group_size") == 16:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.checkpoint.load import load_model
+from ventoux.checkpoint.schemes import FORMAT_NAMES
 from ventoux.errors import ConfigError
 from ventoux.model.mistral4 import Mistral4
 from ventoux.model.moe import Router
@@ -188,6 +189,20 @@ def forward(model: Mistral4, batch: Batch) -> tuple[Tensor, Tensor, Seen | None]
     return model.logits(model(inputs)[wanted]), batch.targets_T[wanted], seen
 
 
+def plain_model(path: Path) -> Mistral4:
+    """A checkpoint's model in fp32, all of its weights parameters.
+
+    Raises:
+        ConfigError: the checkpoint is quantized. What was rounded so far is nothing to train on, nor to average.
+        CheckpointError: it cannot be read.
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.quant_formats:
+        formats = ", ".join(FORMAT_NAMES[form] for form in checkpoint.quant_formats)
+        raise ConfigError(f"{path} is quantized ({formats}): take the checkpoint that it was made of.")
+    return load_model(checkpoint, REFERENCE, dtype=torch.float32)
+
+
 class Trainer:
     def __init__(self, config: TrainConfig, tokenizer: Tokenizer, out: Path):
         self.config = config
@@ -204,14 +219,16 @@ class Trainer:
     def start_from(self, path: Path) -> None:
         """Takes the weights of a checkpoint, or the weights and the reader of another run's state file.
 
-        The optimizer starts anew. Raises ConfigError if there is no such file or it is no such state, CheckpointError
-        for a broken checkpoint.
+        The optimizer starts anew. Raises ConfigError if there is no such file, it is no such state, or a checkpoint of
+        another architecture or quantized; CheckpointError for a broken checkpoint.
         """
         if not path.exists():
             raise ConfigError(f"--start-from {path}: there is no such file or folder.")
         if path.is_dir():
-            loaded = load_model(open_checkpoint(path), REFERENCE, dtype=torch.float32)
-            self.model.load_state_dict(loaded.state_dict())
+            try:
+                self.model.load_state_dict(plain_model(path).state_dict())
+            except RuntimeError as error:  # names that are missing, shapes that differ
+                raise ConfigError(f"--start-from {path}: not a model of this architecture ({error}).") from error
             return
         try:
             state = torch.load(path, weights_only=True)

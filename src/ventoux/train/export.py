@@ -7,13 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ventoux.checkpoint.files import open_checkpoint
-from ventoux.checkpoint.load import load_model
 from ventoux.checkpoint.write import copy_side_files, model_rows, write_checkpoint
 from ventoux.errors import ConfigError
-from ventoux.ops.reference import REFERENCE
 from ventoux.text.tekken import write_tekken
-from ventoux.train.demo import Trainer
+from ventoux.train.demo import Trainer, plain_model
 from ventoux.train.demo_data import SYSTEM_PROMPT
 from ventoux.train.demo_model import NUM_RANKS
 
@@ -34,12 +31,12 @@ def write_mean(models: Sequence[Path], shares: Sequence[float], folder: Path) ->
     bf16, in the native layout, with the first one's tokenizer and system prompt.
 
     Raises:
-        ConfigError: the shares are not one per model with a sum of one, or the models differ in shape.
+        ConfigError: the shares are not one per model with a sum of one, or the models differ in shape or are quantized.
         CheckpointError: one of them cannot be read.
     """
     if len(shares) != len(models) or abs(sum(shares) - 1) > 1e-6:
         raise ConfigError(f"{len(models)} models need as many shares, which add up to 1; got {list(shares)}.")
-    mean, *others = (load_model(open_checkpoint(path), REFERENCE, dtype=torch.float32) for path in models)
+    mean, *others = map(plain_model, models)
     if any(other.config != mean.config for other in others):
         raise ConfigError("the mean of models of different shapes would mean nothing.")
     for name, parameter in mean.named_parameters():
