@@ -9,6 +9,7 @@ from tests.engine.test_speculation import luck, play
 from tests.engines import prompt, request, run, tiny_engine
 from ventoux.config import Speculation
 from ventoux.engine.pace import Pace
+from ventoux.engine.speculation import TELLING_SHARE
 
 SECONDS = [1.0, 1.1, 1.2, 1.3]
 
@@ -19,11 +20,11 @@ def serve(pace, batch, acceptance, steps, rng):
     for _ in range(steps):
         while len(live) < batch:
             live.append([pace.reads_prompt(batch), rng.randint(25, 75)])
-        all_read = all(read for read, _ in live)
-        guesses = pace.choose(batch, may_try=all_read)
+        tells = sum(read for read, _ in live) >= TELLING_SHARE * batch
+        guesses = pace.choose(batch, may_try=tells)
         chosen[guesses] += 1
         brought = [acceptance(guesses) if read else 1 for read, _ in live]
-        if all_read or guesses == 0:
+        if tells or guesses == 0:
             pace.note(sum(brought), SECONDS[guesses])
         live = [[read, left - tokens] for (read, left), tokens in zip(live, brought, strict=True) if left > tokens]
     return chosen
@@ -58,12 +59,48 @@ def test_a_lone_request_is_judged_by_lone_requests():
 
     engine = tiny_engine(make_drafter=lambda runner, plan: Silent(), speculation=Speculation("test", 3))
     asked = []
-    engine.speculation.pace.reads_prompt = lambda num_sequences: asked.append(num_sequences)
+    engine.speculation.pace.reads_prompt = lambda num_sequences: asked.append(num_sequences) or True
     run(engine, [request(prompt(9), max_tokens=3)])
     long = tiny_engine(make_drafter=lambda r, p: Silent(), speculation=Speculation("test", 3), max_num_batched_tokens=4)
-    long.speculation.pace.reads_prompt = lambda num_sequences: asked.append(num_sequences)
+    long.speculation.pace.reads_prompt = lambda num_sequences: asked.append(num_sequences) or True
     run(long, [request(prompt(9), max_tokens=3)])
     assert asked == [1, 1]
+
+
+def test_a_search_begins_where_fewer_sequences_ended():
+    """Every larger batch of a new server began with three guesses, whatever it knew of smaller ones."""
+    pace = Pace(3)
+    play(pace, [1, 1, 1, 1].__getitem__, SECONDS, steps=200)
+    assert pace.choose(32) == 0 and not pace.pays(32)
+    play(pace, [1, 1.9, 2.7, 3.4].__getitem__, SECONDS, steps=4000, sequences=4)
+    assert pace.choose(32) == 3 and pace.pays(32)
+
+
+def test_steps_that_tell_nothing_are_no_reason_to_guess_nor_against_it():
+    pace = Pace(3)
+    assert pace.choose(32, may_try=False) == 0
+    pace.note(1, 1.0)
+    pace.choose(32, may_try=False)
+    pace.note(1, 1.0)
+    assert pace.pays(32), "no guesses have been tried"
+    chosen, _ = play(pace, [1, 1.9, 2.7, 3.4].__getitem__, SECONDS, steps=1000, sequences=32)
+    assert chosen[3] > 800
+
+
+@pytest.mark.parametrize(("unread", "tried"), [(1, True), (4, False)])
+def test_one_sequence_without_guesses_hides_nothing(unread, tried):
+    """A first prompt that was not read kept 31 others guessing, and nobody measured what it brought: half the speed."""
+
+    class Wrong:
+        def propose(self, progress):
+            return [[0] * p.wanted for p in progress]
+
+    engine = tiny_engine(make_drafter=lambda runner, plan: Wrong(), speculation=Speculation("test", 3))
+    pace, reads = engine.speculation.pace, iter([False] * unread + [True] * (8 - unread))
+    pace.reads_prompt = lambda num_sequences: next(reads)
+    run(engine, [request(prompt(9, seed=i), str(i), max_tokens=60) for i in range(8)])
+    assert any(pace._searches[4].measured) == tried
+    assert 0 in pace._searches[4].measured
 
 
 def test_an_aborted_step_leaves_no_states():

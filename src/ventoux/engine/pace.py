@@ -61,10 +61,11 @@ class _Search:
     def best(self) -> int | None:
         return max(self.measured, key=lambda k: self.measured[k].rate, default=None)
 
-    def choose(self, may_try: bool) -> int:
+    def choose(self, first: int, may_try: bool) -> int:
+        """`first`: where the search begins. A step that tells nothing does not guess: nor might the next ones."""
         best = self.best()
         if best is None:
-            return min(self.most, FIRST_GUESSES)
+            return first if may_try else 0
         if not may_try:
             self.steps_left = 0
         elif self.steps_left == 0 and self.allowance is not None and self.allowance >= self._price(best):
@@ -123,12 +124,13 @@ class Pace:
         self._prompts = 0
 
     def choose(self, num_sequences: int, may_try: bool = True) -> int:
-        """Guesses per sequence for the step that follows. `may_try` False: no trials now."""
+        """Guesses per sequence for the step that follows. `may_try` False: it will not tell what guesses bring."""
         if not self.adaptive:
             return self.most
         bucket = num_sequences.bit_length()
-        self._previous, self._chosen = self._chosen, (bucket, self._searches[bucket].choose(may_try))
-        return self._chosen[1]
+        guesses = self._searches[bucket].choose(self._first(bucket), may_try)
+        self._previous, self._chosen = self._chosen, (bucket, guesses)
+        return guesses
 
     def note(self, num_tokens: int, seconds: float) -> None:
         """What the step before the last choice brought: its tokens, and its seconds with the guessing after it."""
@@ -139,12 +141,21 @@ class Pace:
 
     def pays(self, num_sequences: int) -> bool:
         """Whether any guesses do, as far as is known."""
-        return not self.adaptive or self._searches[num_sequences.bit_length()].best() != 0
+        if not self.adaptive:
+            return True
+        bucket = num_sequences.bit_length()
+        search = self._searches[bucket]
+        return (search.best() if any(search.measured) else self._first(bucket)) != 0
+
+    def _first(self, bucket: int) -> int:
+        """Where a search begins: what is best for fewer sequences, whose guesses pay sooner."""
+        smaller = (self._searches[k].best() for k in range(bucket - 1, 0, -1) if k in self._searches)
+        return next((best for best in smaller if best is not None), min(self.most, FIRST_GUESSES))
 
     def reads_prompt(self, num_sequences: int) -> bool:
         """Whether the draft should read the prompt that comes now: if guesses pay, or to find out whether they do.
 
-        To find out it reads as many in a row as come by while a batch is renewed twice: a trial needs one all of whose
+        To find out it reads as many in a row as come by while a batch is renewed twice: a trial needs one most of whose
         prompts were read.
         """
         self._prompts += 1

@@ -15,6 +15,9 @@ from ventoux.plan import EnginePlan
 
 logger = logging.getLogger(__name__)
 
+# Of a batch's sequences, how many must be followed for a step to tell whether guesses pay.
+TELLING_SHARE = 0.75
+
 
 class Speculation:
     """Asks the drafter between steps, for as many tokens as there is use and room for."""
@@ -51,11 +54,12 @@ class Speculation:
         answering = [sequence for sequence in sequences if sequence.num_generated]
         self._meet(sequences, len(answering))
         followed = [c for c in going_on if self.followed[c.chunk.sequence]]
-        all_followed = all(self.followed[sequence] for sequence in answering)
-        most = self.pace.choose(len(answering), may_try=all_followed)
+        # Those that get no guesses hardly spoil what a step tells, as long as they are few.
+        tells = sum(self.followed[sequence] for sequence in answering) >= TELLING_SHARE * len(answering)
+        most = self.pace.choose(len(answering), may_try=tells)
         progress = [self._progress(one, most) for one in followed]
         self._propose(progress)
-        if self._answer_seconds is not None and (all_followed or most == 0):
+        if self._answer_seconds is not None and (tells or most == 0):
             num_tokens = sum(c.chunk.sequence.num_computed - c.chunk.start for c in going_on)
             self.pace.note(num_tokens, self._answer_seconds + time.monotonic() - began)
 
