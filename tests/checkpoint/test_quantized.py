@@ -522,10 +522,11 @@ def test_claims_that_files_do_not_keep_and_unknown_schemes(copy, name, block, wa
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({"kv_cache_scheme": {"num_bits": 8}}, 'kv_cache_scheme is {"num_bits": 8}; only null is supported'),
+        ({"kv_cache_scheme": {"num_bits": 8}}, 'kv_cache_scheme is {"num_bits": 8}, which is not supported'),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is"),
         ({"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "transform_config is"),
-        ({"transform_config": "hadamard"}, 'transform_config is "hadamard"'),
+        ({"transform_config": {"format": "dense", "config_groups": {"u": {}}}}, "transform_config is"),
+        ({"moe_sparsity_config": ["x"]}, 'moe_sparsity_config is ["x"]'),
         ({"transform_config": {}, "sparsity_config": {"format": "dense"}, "kv_cache_scheme": None}, None),
         ({"config_groups": {"a": {"weights": {"num_bits": 8, "type": "float", "strategy": "tensor"}}}}, None),
         (

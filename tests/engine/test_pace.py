@@ -39,6 +39,48 @@ def test_batches_find_out_again_what_pays(batch):
     assert hard[0] > 1800 and easy[3] > 4000
 
 
+def crowd(pace, batch, acceptance, steps, rng):
+    """As many clients, each asking again as soon as it is answered: what share of the prompts was read, and how many
+    guesses were made in a step, in the second half."""
+    live, read, guessed, guesses = [], [], [], 0
+    for _ in range(steps):
+        prompts = batch - len(live)
+        live += [[None, rng.randint(25, 75)] for _ in range(prompts)]
+        brought = [acceptance(guesses) if follows else 1 for follows, _ in live]
+        live = [[follows, left - n] for (follows, left), n in zip(live, brought, strict=True) if left > n]
+        for one in live:
+            if one[0] is None:
+                one[0] = pace.reads_prompt(len(live))
+                read.append(one[0])
+        tells = sum(follows for follows, _ in live) >= TELLING_SHARE * len(live)
+        seconds, guesses = SECONDS[guesses], pace.choose(len(live), may_try=tells)
+        guessed.append(guesses)
+        if not prompts and (tells or guesses == 0):
+            pace.note(sum(brought), seconds)
+    return (sum(half) / len(half) for half in (read[len(read) // 2 :], guessed[steps // 2 :]))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 31, 32, 33, 128])
+def test_a_crowd_is_left_in_peace_by_guesses_that_do_not_pay(batch):
+    """After each answer's end a step has one sequence less. Of 32 that was another bucket, which was never met without
+    prompts, so that it stayed unknown: three guesses, and every prompt read."""
+    read, guessed = crowd(Pace(3), batch, luck(0.0), 3000, random.Random(1))
+    assert read < 0.1 and guessed < 0.15
+
+
+@pytest.mark.parametrize("batch", [1, 8, 31, 32, 128])
+def test_a_crowd_gets_all_guesses_that_pay(batch):
+    read, guessed = crowd(Pace(3), batch, luck(0.95), 3000, random.Random(1))
+    assert read == 1 and guessed > 2.7
+
+
+def test_steps_that_all_have_prompts_soon_guess_no_more():
+    """Nothing can be measured there: half the speed, for as long as the load lasts."""
+    pace = Pace(3)
+    assert [pace.choose(12) for _ in range(30)] == [3] * 12 + [0] * 18
+    assert sum(pace.reads_prompt(12) for _ in range(2000)) < 150
+
+
 @pytest.mark.parametrize("guesses", [0, 3])
 def test_a_moment_in_which_the_machine_stood_still_is_soon_forgotten(guesses):
     """A pause of 1000 steps in the average of 48 made its number of guesses look bad for the next 70000."""
@@ -67,6 +109,19 @@ def test_a_lone_request_is_judged_by_lone_requests():
     assert asked == [1, 1]
 
 
+def test_no_prompt_is_read_for_an_answer_without_room_for_a_guess():
+    read = set()
+
+    class Reader:
+        def propose(self, progress):
+            read.update(p.sequence.request.request_id for p in progress)
+            return [[] for _ in progress]
+
+    engine = tiny_engine(make_drafter=lambda runner, plan: Reader(), speculation=Speculation("test", 3))
+    run(engine, [request(prompt(9, seed=i), str(i), max_tokens=i) for i in (1, 2, 3)])
+    assert read == {"3"}
+
+
 def test_a_search_begins_where_fewer_sequences_ended():
     """Every larger batch of a new server began with three guesses, whatever it knew of smaller ones."""
     pace = Pace(3)
@@ -82,7 +137,7 @@ def test_steps_that_tell_nothing_are_no_reason_to_guess_nor_against_it():
     pace.note(1, 1.0)
     pace.choose(32, may_try=False)
     pace.note(1, 1.0)
-    assert pace.pays(32), "no guesses have been tried"
+    assert pace.pays(32) and pace.pays(64), "no guesses have been tried"
     chosen, _ = play(pace, [1, 1.9, 2.7, 3.4].__getitem__, SECONDS, steps=1000, sequences=32)
     assert chosen[3] > 800
 

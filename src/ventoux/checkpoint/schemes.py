@@ -34,8 +34,6 @@ _FP8_WEIGHTS = {
     "dynamic": False,
     "observer": "static_minmax",
 }
-# What compressed-tensors can do besides: each needs work when the model runs, so that it must not be passed over.
-_BESIDES = ("kv_cache_scheme", "sparsity_config", "transform_config")
 # Modules that are never quantized, as the published files name them.
 _HF_IGNORED = ("model.vision_tower", "model.multi_modal_projector")
 _IGNORED = ("model.embed_tokens", "re:patch_merger.*", "re:vision_encoder.*", "re:vision_language_adapter.*")
@@ -99,10 +97,11 @@ def _read_fp8(reader: Reader, name: str, block: Mapping[str, Any]) -> set[QuantF
 
 
 def _read_compressed_tensors(reader: Reader, name: str, block: Mapping[str, Any]) -> set[QuantFormat]:
-    for key in _BESIDES:
-        content = block.get(key)
-        if content and not (isinstance(content, Mapping) and content.get("format") == "dense"):
-            reader.problems.append(f"{name}.{key} is {json.dumps(content)[:80]}; only null is supported")
+    for key, content in block.items():
+        # kv_cache_scheme, sparsity_config, transform_config and the like: what weights or cache need besides.
+        dense = key == "sparsity_config" and isinstance(content, Mapping) and content.get("format") == "dense"
+        if key.endswith(("_config", "_scheme")) and content and not dense:
+            reader.problems.append(f"{name}.{key} is {json.dumps(content)[:80]}, which is not supported")
     form, groups = block.get("format"), block.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         if isinstance(form, str) and form in _PACKED:

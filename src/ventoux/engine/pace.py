@@ -1,10 +1,10 @@
 """How many guesses pay: measured while the engine runs, at a bounded price.
 
 Guessing pays while the weights that a step reads are its cost and guesses come true, and stops paying as sequences are
-many or the text is hard to guess. So for every number of sequences (by powers of two) and every number of guesses the
-tokens and the seconds of such steps are averaged, and the fastest number is taken. The others are tried in turn. What
-a trial loses against the fastest is paid out of an allowance of 1.5 % of the time, so that finding out stays cheap
-whatever a guess costs: a number that halves the speed is tried seldom, one that comes near it often.
+many or the text is hard to guess. So for every number of sequences (1, 2, up to 4, up to 8 and so on) and every number
+of guesses the tokens and the seconds of such steps are averaged, and the fastest number is taken. The others are tried
+in turn. What a trial loses against the fastest is paid out of an allowance of 1.5 % of the time, so that finding out
+stays cheap whatever a guess costs: a number that halves the speed is tried seldom, one that comes near it often.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ FIRST_CREDIT = 8
 TRIAL_STEPS = 6
 # Steps that an average remembers. Tokens per step scatter by half their mean, so that 48 tell 7 % apart.
 MEMORY = 48
-# Where the search begins.
+# Where the search begins, and how many steps may guess before one of them has told what that brings.
 FIRST_GUESSES = 3
+UNTOLD_STEPS = 2 * TRIAL_STEPS
 # While guesses do not pay, this many prompts to one that the draft reads, which is what a trial needs. Reading doubles
 # the time of a prompt at worst (the bundled model), so that this is 3 % of it.
 PROMPTS_TO_ONE_READ = 32
@@ -57,15 +58,23 @@ class _Search:
     allowance: float | None = None  # seconds; None before anything is measured
     trial: int = 0
     steps_left: int = 0
+    untold_steps: int = 0
+    untold_prompts: int = 0
+
+    @property
+    def knows(self) -> bool:
+        """Whether any guesses were measured."""
+        return any(self.measured)
 
     def best(self) -> int | None:
         return max(self.measured, key=lambda k: self.measured[k].rate, default=None)
 
     def choose(self, first: int, may_try: bool) -> int:
-        """`first`: where the search begins. A step that tells nothing does not guess: nor might the next ones."""
+        """`first`: where the search begins."""
         best = self.best()
         if best is None:
-            return first if may_try else 0
+            self.untold_steps += may_try
+            return first if may_try and self.untold_steps <= UNTOLD_STEPS else 0
         if not may_try:
             self.steps_left = 0
         elif self.steps_left == 0 and self.allowance is not None and self.allowance >= self._price(best):
@@ -127,7 +136,7 @@ class Pace:
         """Guesses per sequence for the step that follows. `may_try` False: it will not tell what guesses bring."""
         if not self.adaptive:
             return self.most
-        bucket = num_sequences.bit_length()
+        bucket = _bucket(num_sequences)
         guesses = self._searches[bucket].choose(self._first(bucket), may_try)
         self._previous, self._chosen = self._chosen, (bucket, guesses)
         return guesses
@@ -141,24 +150,40 @@ class Pace:
 
     def pays(self, num_sequences: int) -> bool:
         """Whether any guesses do, as far as is known."""
-        if not self.adaptive:
-            return True
-        bucket = num_sequences.bit_length()
+        bucket = _bucket(num_sequences)
         search = self._searches[bucket]
-        return (search.best() if any(search.measured) else self._first(bucket)) != 0
+        return not self.adaptive or (search.best() if search.knows else self._first(bucket)) != 0
 
     def _first(self, bucket: int) -> int:
         """Where a search begins: what is best for fewer sequences, whose guesses pay sooner."""
-        smaller = (self._searches[k].best() for k in range(bucket - 1, 0, -1) if k in self._searches)
-        return next((best for best in smaller if best is not None), min(self.most, FIRST_GUESSES))
+        smaller = (self._searches[k] for k in range(bucket - 1, 0, -1) if k in self._searches)
+        known = (search.best() for search in smaller if search.knows)
+        return next((best for best in known if best is not None), min(self.most, FIRST_GUESSES))
 
     def reads_prompt(self, num_sequences: int) -> bool:
         """Whether the draft should read the prompt that comes now: if guesses pay, or to find out whether they do.
 
         To find out it reads as many in a row as come by while a batch is renewed twice: a trial needs one most of whose
-        prompts were read.
+        prompts were read. Where as many told nothing, 32 at least, it is as if guesses did not pay.
         """
+        bucket = _bucket(num_sequences)
+        in_a_row = 2 * _largest(bucket) - 1
+        search = self._searches[bucket]
+        search.untold_prompts += not search.knows
         self._prompts += 1
-        largest = (1 << num_sequences.bit_length()) - 1  # batch of that bucket
-        in_a_row = 2 * largest - 1
-        return self.pays(num_sequences) or self._prompts % (PROMPTS_TO_ONE_READ * in_a_row) < in_a_row
+        if not self.adaptive or (
+            self.pays(num_sequences) and search.untold_prompts <= max(in_a_row, PROMPTS_TO_ONE_READ)
+        ):
+            return True
+        return self._prompts % (PROMPTS_TO_ONE_READ * in_a_row) < in_a_row
+
+
+# A full batch must not lie on a border, or every step after an answer's end would count for another bucket: the largest
+# is a power of two, as limits are.
+def _bucket(num_sequences: int) -> int:
+    return (num_sequences - 1).bit_length() + 1 if num_sequences else 0
+
+
+def _largest(bucket: int) -> int:
+    """The most sequences of a bucket."""
+    return 1 << (bucket - 1)

@@ -69,7 +69,7 @@ class Speculation:
             if sequence not in self.followed:
                 # One whose prompt fitted into the step answers already, and was counted.
                 also = sequence.num_generated == 0
-                self.followed[sequence] = self.pace.reads_prompt(num_answering + also)
+                self.followed[sequence] = _has_room(sequence) and self.pace.reads_prompt(num_answering + also)
 
     def _propose(self, progress: list[Progress]) -> None:
         try:
@@ -96,3 +96,8 @@ class Speculation:
             left = min(left, sequence.params.max_tokens - sequence.num_generated)
         wanted = min(most, left - 1)
         return wanted if wanted > 0 and self.scheduler.reserve(sequence, count + wanted) else 0
+
+
+def _has_room(sequence: Sequence) -> bool:
+    """A guess stands between the first token and the last."""
+    return sequence.params.max_tokens is None or sequence.params.max_tokens > 2

@@ -225,8 +225,9 @@ class Trainer:
         if not path.exists():
             raise ConfigError(f"--start-from {path}: there is no such file or folder.")
         if path.is_dir():
+            loaded = plain_model(path)
             try:
-                self.model.load_state_dict(plain_model(path).state_dict())
+                self.model.load_state_dict(loaded.state_dict())
             except RuntimeError as error:  # names that are missing, shapes that differ
                 raise ConfigError(f"--start-from {path}: not a model of this architecture ({error}).") from error
             return
