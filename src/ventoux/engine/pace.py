@@ -69,6 +69,13 @@ class _Search:
     def best(self) -> int | None:
         return max(self.measured, key=lambda k: self.measured[k].rate, default=None)
 
+    def wants_prompt(self, at_most_untold: int) -> bool:
+        """Whether guesses pay; while that is not known, True for so many prompts."""
+        if self.knows:
+            return self.best() != 0
+        self.untold_prompts = min(self.untold_prompts, at_most_untold) + 1
+        return self.untold_prompts <= at_most_untold
+
     def choose(self, first: int, may_try: bool) -> int:
         """`first`: where the search begins."""
         best = self.best()
@@ -92,6 +99,7 @@ class _Search:
         if usual is not None:
             seconds = min(seconds, LONGEST_STEP * usual.seconds)
         if steady:
+            self.untold_prompts = max(self.untold_prompts - 1, 0)  # something can be told here after all
             self.measured.setdefault(guesses, _Average()).add(tokens, seconds)
         best = self.best()
         if best is None:
@@ -148,17 +156,11 @@ class Pace:
         bucket, guesses = self._chosen
         self._searches[bucket].note(guesses, num_tokens, seconds, self._chosen == self._previous)
 
-    def pays(self, num_sequences: int) -> bool:
-        """Whether any guesses do, as far as is known."""
-        bucket = _bucket(num_sequences)
-        search = self._searches[bucket]
-        return not self.adaptive or (search.best() if search.knows else self._first(bucket)) != 0
-
     def _first(self, bucket: int) -> int:
-        """Where a search begins: what is best for fewer sequences, whose guesses pay sooner."""
+        """Where a search begins: with what is best for fewer sequences, since guesses pay for those sooner."""
         smaller = (self._searches[k] for k in range(bucket - 1, 0, -1) if k in self._searches)
-        known = (search.best() for search in smaller if search.knows)
-        return next((best for best in known if best is not None), min(self.most, FIRST_GUESSES))
+        known = (search.best() or 0 for search in smaller if search.knows)
+        return next(known, min(self.most, FIRST_GUESSES))
 
     def reads_prompt(self, num_sequences: int) -> bool:
         """Whether the draft should read the prompt that comes now: if guesses pay, or to find out whether they do.
@@ -166,14 +168,12 @@ class Pace:
         To find out it reads as many in a row as come by while a batch is renewed twice: a trial needs one most of whose
         prompts were read. Where as many told nothing, 32 at least, it is as if guesses did not pay.
         """
+        if not self.adaptive:
+            return True
         bucket = _bucket(num_sequences)
-        in_a_row = 2 * _largest(bucket) - 1
-        search = self._searches[bucket]
-        search.untold_prompts += not search.knows
+        search, in_a_row = self._searches[bucket], 2 * _largest(bucket) - 1
         self._prompts += 1
-        if not self.adaptive or (
-            self.pays(num_sequences) and search.untold_prompts <= max(in_a_row, PROMPTS_TO_ONE_READ)
-        ):
+        if search.wants_prompt(at_most_untold=max(in_a_row, PROMPTS_TO_ONE_READ)):
             return True
         return self._prompts % (PROMPTS_TO_ONE_READ * in_a_row) < in_a_row
 
