@@ -9,39 +9,13 @@ from tests.engine.test_speculation import luck, play
 from tests.engines import prompt, request, run, tiny_engine
 from ventoux.config import Speculation
 from ventoux.engine.pace import Pace
-from ventoux.engine.speculation import TELLING_SHARE
 
 SECONDS = [1.0, 1.1, 1.2, 1.3]
 
 
-def serve(pace, batch, acceptance, steps, rng):
-    """Steps of a full batch of answers of 25 to 75 tokens; those whose prompt was not read get no guesses."""
-    live, chosen = [], [0] * 4
-    for _ in range(steps):
-        while len(live) < batch:
-            live.append([pace.reads_prompt(batch), rng.randint(25, 75)])
-        tells = sum(read for read, _ in live) >= TELLING_SHARE * batch
-        guesses = pace.choose(batch, may_try=tells)
-        chosen[guesses] += 1
-        brought = [acceptance(guesses) if read else 1 for read, _ in live]
-        if tells or guesses == 0:
-            pace.note(sum(brought), SECONDS[guesses])
-        live = [[read, left - tokens] for (read, left), tokens in zip(live, brought, strict=True) if left > tokens]
-    return chosen
-
-
-@pytest.mark.parametrize("batch", [1, 2, 7, 8])
-def test_batches_find_out_again_what_pays(batch):
-    """One prompt read in 32 never fills a batch of two: once guesses did not pay, they would be off for ever."""
-    pace, rng = Pace(3), random.Random(2)
-    hard = serve(pace, batch, luck(0.0), 2000, rng)
-    easy = serve(pace, batch, luck(0.9), 12000, rng)
-    assert hard[0] > 1800 and easy[3] > 4000
-
-
 def crowd(pace, batch, acceptance, steps, rng):
-    """As many clients, each asking again as soon as it is answered: what share of the prompts was read, and how many
-    guesses were made in a step, in the second half."""
+    """As many clients, each asking again as soon as it is answered with 25 to 75 tokens; those whose prompt was not
+    read get no guesses. For each prompt whether it was read, and for each step the number of guesses."""
     live, read, guessed, guesses = [], [], [], 0
     for _ in range(steps):
         prompts = batch - len(live)
@@ -52,12 +26,25 @@ def crowd(pace, batch, acceptance, steps, rng):
             if one[0] is None:
                 one[0] = pace.reads_prompt(len(live))
                 read.append(one[0])
-        tells = sum(follows for follows, _ in live) >= TELLING_SHARE * len(live)
-        seconds, guesses = SECONDS[guesses], pace.choose(len(live), may_try=tells)
+        seconds, guesses = SECONDS[guesses], pace.choose(len(live), sum(not follows for follows, _ in live))
         guessed.append(guesses)
-        if not prompts and (tells or guesses == 0):
+        if not prompts:
             pace.note(sum(brought), seconds)
-    return (sum(half) / len(half) for half in (read[len(read) // 2 :], guessed[steps // 2 :]))
+    return read, guessed
+
+
+def second_half(values):
+    half = values[len(values) // 2 :]
+    return sum(half) / len(half)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 8])
+def test_batches_find_out_again_what_pays(batch):
+    """One prompt read in 32 never fills a batch of two: once guesses did not pay, they would be off for ever."""
+    pace, rng = Pace(3), random.Random(2)
+    _, hard = crowd(pace, batch, luck(0.0), 2000, rng)
+    _, easy = crowd(pace, batch, luck(0.9), 12000, rng)
+    assert hard.count(0) > 1800 and easy.count(3) > 4000
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 31, 32, 33, 128])
@@ -65,13 +52,13 @@ def test_a_crowd_is_left_in_peace_by_guesses_that_do_not_pay(batch):
     """After each answer's end a step has one sequence less. Of 32 that was another bucket, which was never met without
     prompts, so that it stayed unknown: three guesses, and every prompt read."""
     read, guessed = crowd(Pace(3), batch, luck(0.0), 3000, random.Random(1))
-    assert read < 0.1 and guessed < 0.15
+    assert second_half(read) < 0.1 and second_half(guessed) < 0.15
 
 
 @pytest.mark.parametrize("batch", [1, 8, 31, 32, 128])
 def test_a_crowd_gets_all_guesses_that_pay(batch):
     read, guessed = crowd(Pace(3), batch, luck(0.95), 3000, random.Random(1))
-    assert read == 1 and guessed > 2.7
+    assert second_half(read) == 1 and second_half(guessed) > 2.7
 
 
 @pytest.mark.parametrize("batch", [4, 8, 12, 32])
@@ -82,7 +69,7 @@ def test_a_crowd_gets_them_also_after_steps_that_told_nothing(batch):
         pace.choose(batch)
         pace.reads_prompt(batch)
     _, guessed = crowd(pace, batch, luck(0.95), 3000, random.Random(1))
-    assert guessed > 2.5
+    assert second_half(guessed) > 2.5
 
 
 @pytest.mark.parametrize("batch", [8, 32])
@@ -91,7 +78,7 @@ def test_a_crowd_gets_them_also_after_one_client_did_not(batch):
     pace = Pace(3)
     crowd(pace, 1, luck(0.0), 2000, random.Random(1))
     _, guessed = crowd(pace, batch, luck(0.95), 3000, random.Random(1))
-    assert guessed > 2.5
+    assert second_half(guessed) > 2.5
 
 
 def test_steps_that_all_have_prompts_soon_guess_no_more():
@@ -153,13 +140,22 @@ def test_a_search_begins_where_fewer_sequences_ended():
 
 def test_steps_that_tell_nothing_are_no_reason_to_guess_nor_against_it():
     pace = Pace(3)
-    assert pace.choose(32, may_try=False) == 0
+    assert pace.choose(32, num_unfollowed=9) == 0
     pace.note(1, 1.0)
-    pace.choose(32, may_try=False)
+    pace.choose(32, num_unfollowed=9)
     pace.note(1, 1.0)
     assert pace.choose(64) == 3 and pace.reads_prompt(32), "no guesses have been tried"
     chosen, _ = play(pace, [1, 1.9, 2.7, 3.4].__getitem__, SECONDS, steps=1000, sequences=32)
     assert chosen[3] > 800
+
+
+def test_a_batch_that_gets_few_guesses_does_not_count_against_them():
+    pace = Pace(3)
+    play(pace, [4, 7.6, 10.8, 13.6].__getitem__, SECONDS, steps=2000, sequences=4)
+    for _ in range(200):
+        assert pace.choose(4, num_unfollowed=3) == 3
+        pace.note(7, 1.3)
+    assert pace._searches[3].measured[3].tokens == pytest.approx(13.6)
 
 
 @pytest.mark.parametrize(("unread", "tried"), [(1, True), (4, False)])

@@ -157,7 +157,7 @@ def watched(choose, **choices):
         **choices,
     )
     steps = iter(range(10**6))
-    engine.speculation.pace.choose = lambda num_sequences, may_try: choose(next(steps))
+    engine.speculation.pace.choose = lambda num_sequences, num_unfollowed: choose(next(steps))
     asked = [request(prompt(9 + 40 * i, seed=i), f"r{i}", max_tokens=ROWS_BEHIND + 12) for i in range(3)]
     run(engine, asked)
     return engine.speculation.drafter.proposals
@@ -190,7 +190,7 @@ def test_states_that_nobody_asks_for_are_forgotten():
         make_drafter=lambda runner, plan: Counting(tiny_draft(tiny_draft_config()), runner, plan),
         speculation=EAGLE,
     )
-    engine.speculation.pace.choose = lambda num_sequences, may_try: 0
+    engine.speculation.pace.choose = lambda num_sequences, num_unfollowed: 0
     run(engine, [request(prompt(9), max_tokens=ROWS_BEHIND + 60)])
     assert max(rows) == ROWS_BEHIND and len(rows) > ROWS_BEHIND + 40
     assert not engine.speculation.drafter._behind, "ended sequences leave nothing"

@@ -11,6 +11,7 @@ import torch
 
 from tests.engines import generate, request, tiny_engine
 from tests.tiny import tiny_config, tiny_model, wide_config, write_tiny
+from ventoux.checkpoint.compare import random_prompts
 from ventoux.checkpoint.files import open_checkpoint
 from ventoux.cli import main
 from ventoux.config import Speculation
@@ -325,6 +326,8 @@ def test_formats_say_how_far_the_logits_moved(tmp_path):
     """Coarser codes take fewer bytes and are further away; a head alone moves less than head and attention."""
     folder = write_tiny(tmp_path, config=wide_config(), dtype=torch.bfloat16)
     chosen = [("stored", "fp8"), ("stored", "nvfp4"), ("nvfp4", "nvfp4")]
-    near, middle, far = formats(open_checkpoint(folder), REFERENCE, chosen)
+    checkpoint = open_checkpoint(folder)
+    prompts = random_prompts(checkpoint.config.text.vocab_size)
+    near, middle, far = formats(checkpoint, REFERENCE, chosen, prompts)
     assert 0 < near["mean_kl"] < middle["mean_kl"] < far["mean_kl"] < 1
     assert near["weight_bytes"] > middle["weight_bytes"] > far["weight_bytes"]

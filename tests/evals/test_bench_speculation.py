@@ -58,7 +58,7 @@ def test_an_adaptive_number_is_remembered_from_one_repeat_to_the_next(monkeypatc
     searches = []
     chosen = "ventoux.engine.pace.Pace.choose"
 
-    def choose(pace, num_sequences, may_try=True):
+    def choose(pace, num_sequences, num_unfollowed=0):
         searches.append(pace)
         return 2 if pace.adaptive else 3
 

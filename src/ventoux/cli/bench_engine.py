@@ -148,10 +148,13 @@ def measure_formats(args: argparse.Namespace) -> Measured:
     from ventoux.hardware import probe_hardware
 
     checkpoint, ops = open_checkpoint(resolve_model(args.model)), all_operators(probe_hardware().num_cores)[0]
-    chosen = [("fp8", "fp8"), ("nvfp4", "fp8"), ("stored", "nvfp4"), ("nvfp4", "nvfp4")]
+    chosen, prompts = (
+        [("fp8", "fp8"), ("nvfp4", "fp8"), ("stored", "nvfp4"), ("nvfp4", "nvfp4")],
+        prompts_for(checkpoint),
+    )
     with loading_bar("loading and comparing") as progress:
-        rows = formats(checkpoint, ops, chosen, progress)
-    caption = f"against the weights as stored, on {prompts_for(checkpoint).what}"
+        rows = formats(checkpoint, ops, chosen, prompts.ids, progress)
+    caption = f"against the weights as stored, on {prompts.what}"
     table = new_table("attention", "head", "weights", "KL, nats", "at most", "same top token", caption=caption)
     for row in rows:
         table.add_row(

@@ -25,6 +25,8 @@ UNTOLD_STEPS = 2 * TRIAL_STEPS
 # While guesses do not pay, this many prompts to one that the draft reads, which is what a trial needs. Reading doubles
 # the time of a prompt at worst (the bundled model), so that this is 3 % of it.
 PROMPTS_TO_ONE_READ = 32
+# How much of a batch must get guesses for a step to tell whether they pay. The others bring one token each.
+TELLING_SHARE = 0.75
 # A step counts as at most so many average ones: longer ones waited for something else (a machine that stood still), and
 # would spoil an average for eighty times as long.
 LONGEST_STEP = 4
@@ -138,14 +140,16 @@ class Pace:
         self._searches: defaultdict[int, _Search] = defaultdict(lambda: _Search(most))
         self._previous: tuple[int, int] | None = None  # bucket and guesses, of the step before this one
         self._chosen: tuple[int, int] | None = None
+        self._tells = True  # of the last choice: whether enough sequences get guesses
         self._prompts = 0
 
-    def choose(self, num_sequences: int, may_try: bool = True) -> int:
-        """Guesses per sequence for the step that follows. `may_try` False: it will not tell what guesses bring."""
+    def choose(self, num_sequences: int, num_unfollowed: int = 0) -> int:
+        """Guesses per sequence for the step that follows; so many of the sequences will get none."""
         if not self.adaptive:
             return self.most
         bucket = _bucket(num_sequences)
-        guesses = self._searches[bucket].choose(self._first(bucket), may_try)
+        self._tells = num_sequences - num_unfollowed >= TELLING_SHARE * num_sequences
+        guesses = self._searches[bucket].choose(self._first(bucket), self._tells)
         self._previous, self._chosen = self._chosen, (bucket, guesses)
         return guesses
 
@@ -154,6 +158,8 @@ class Pace:
         if self._chosen is None or seconds <= 0:
             return
         bucket, guesses = self._chosen
+        if guesses and not self._tells:
+            return
         self._searches[bucket].note(guesses, num_tokens, seconds, self._chosen == self._previous)
 
     def _first(self, bucket: int) -> int:

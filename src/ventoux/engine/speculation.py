@@ -15,9 +15,6 @@ from ventoux.plan import EnginePlan
 
 logger = logging.getLogger(__name__)
 
-# Of a batch's sequences, how many must be followed for a step to tell whether guesses pay.
-TELLING_SHARE = 0.75
-
 
 class Speculation:
     """Asks the drafter between steps, for as many tokens as there is use and room for."""
@@ -54,12 +51,10 @@ class Speculation:
         answering = [sequence for sequence in sequences if sequence.num_generated]
         self._meet(sequences, len(answering))
         followed = [c for c in going_on if self.followed[c.chunk.sequence]]
-        # Those that get no guesses hardly spoil what a step tells, as long as they are few.
-        tells = sum(self.followed[sequence] for sequence in answering) >= TELLING_SHARE * len(answering)
-        most = self.pace.choose(len(answering), may_try=tells)
+        most = self.pace.choose(len(answering), sum(not self.followed[sequence] for sequence in answering))
         progress = [self._progress(one, most) for one in followed]
         self._propose(progress)
-        if self._answer_seconds is not None and (tells or most == 0):
+        if self._answer_seconds is not None:
             num_tokens = sum(c.chunk.sequence.num_computed - c.chunk.start for c in going_on)
             self.pace.note(num_tokens, self._answer_seconds + time.monotonic() - began)
 
@@ -69,7 +64,8 @@ class Speculation:
             if sequence not in self.followed:
                 # One whose prompt fitted into the step answers already, and was counted.
                 also = sequence.num_generated == 0
-                self.followed[sequence] = _has_room(sequence) and self.pace.reads_prompt(num_answering + also)
+                useful = self._useful(sequence, num_generated=1) > 0
+                self.followed[sequence] = useful and self.pace.reads_prompt(num_answering + also)
 
     def _propose(self, progress: list[Progress]) -> None:
         try:
@@ -87,17 +83,15 @@ class Speculation:
         return Progress(sequence, start, true_rows, self._wanted(sequence, most))
 
     def _wanted(self, sequence: Sequence, most: int) -> int:
-        """No more guesses than tokens may follow before the last one, and pages for them."""
+        """No more guesses than there is use for, and pages for them."""
         if not sequence.num_generated or sequence.num_wanted != 1:
             return 0
-        count = len(sequence.token_ids)
-        left = self.plan.max_model_len - count
+        wanted = min(most, self._useful(sequence, sequence.num_generated))
+        return wanted if wanted > 0 and self.scheduler.reserve(sequence, len(sequence.token_ids) + wanted) else 0
+
+    def _useful(self, sequence: Sequence, num_generated: int) -> int:
+        """How many guesses could come true behind so many tokens of the answer: the last of all is not guessed."""
+        left = self.plan.max_model_len - sequence.num_prompt - num_generated
         if sequence.params.max_tokens is not None:
-            left = min(left, sequence.params.max_tokens - sequence.num_generated)
-        wanted = min(most, left - 1)
-        return wanted if wanted > 0 and self.scheduler.reserve(sequence, count + wanted) else 0
-
-
-def _has_room(sequence: Sequence) -> bool:
-    """A guess stands between the first token and the last."""
-    return sequence.params.max_tokens is None or sequence.params.max_tokens > 2
+            left = min(left, sequence.params.max_tokens - num_generated)
+        return left - 1

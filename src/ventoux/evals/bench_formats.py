@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ventoux.checkpoint import compare
 from ventoux.checkpoint.files import Checkpoint, narrow
 from ventoux.checkpoint.load import Progress
-from ventoux.evals.stored_prompts import prompts_for
 from ventoux.ops.spec import Operators
 from ventoux.plan import BYTES_PER_VALUE
 
 
 def formats(
-    checkpoint: Checkpoint, ops: Operators, chosen: Sequence[tuple[str, str]], progress: Progress | None = None
+    checkpoint: Checkpoint,
+    ops: Operators,
+    chosen: Sequence[tuple[str, str]],
+    prompts: torch.Tensor,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Loads the model as stored, then with each choice of (attention, head), one at a time, and compares logits.
+
+    Args:
+        prompts: Token ids [prompts, tokens].
 
     Raises:
         CheckpointError: a choice cannot be had; before anything is loaded.
@@ -24,7 +32,7 @@ def formats(
     """
     narrowed = [narrow(checkpoint, {"attention": attention, "head": head}) for attention, head in chosen]
     compare.check_memory(checkpoint)
-    prompts, dtype = prompts_for(checkpoint).ids, compare.compute_dtype(checkpoint)
+    dtype = compare.compute_dtype(checkpoint)
     source = compare.logits_of(checkpoint, ops, dtype, prompts, progress)
     rows = []
     for (attention, head), variant in zip(chosen, narrowed, strict=True):
