@@ -161,7 +161,7 @@ def measure_formats(args: argparse.Namespace) -> Measured:
             *(row["attention"], row["head"], f"{row['weight_bytes'] / 2**30:.3f} GiB"),
             *(f"{row['mean_kl']:.3g}", f"{row['max_kl']:.3g}", f"{row['same_top_token']:.1%}"),
         )
-    return {"operators": ops.name}, {"formats": rows}, table
+    return {"operators": ops.name, "prompts": prompts.what}, {"formats": rows}, table
 
 
 def measure_speculation(args: argparse.Namespace) -> Measured:
