@@ -46,6 +46,12 @@ def test_without_a_tokenizer_tokens_are_random(ventoux, source, tmp_path):
     assert status == 0 and "on 4 prompts of 64 random tokens" in out
 
 
+def test_texts_that_are_few_tokens(ventoux, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("ventoux.evals.stored_prompts.TEXTS", ("a longer one", "b", "of words", "as they come"))
+    status, out, _ = ventoux("quantize", source, tmp_path / "q", "--format", "fp8")
+    assert status == 0 and "on 4 stored texts of 2 tokens" in out
+
+
 def test_logits_that_are_not_finite_are_not_compared(ventoux, source, tmp_path):
     folder = shutil.copytree(source, tmp_path / "src")
     rewrite(folder, lambda tensors: tensors["norm.weight"].fill_(3e38))

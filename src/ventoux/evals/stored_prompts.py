@@ -50,5 +50,6 @@ def prompts_for(checkpoint: Checkpoint) -> Prompts:
         tokenizer.require_vocabulary(vocab_size)
     except CheckpointError:
         return Prompts(random_prompts(vocab_size), f"{NUM_PROMPTS} prompts of {PROMPT_TOKENS} random tokens")
-    rows = [tokenizer.encode_text(text, bos=True)[:PROMPT_TOKENS] for text in TEXTS]
-    return Prompts(torch.tensor(rows), f"{NUM_PROMPTS} stored texts of {PROMPT_TOKENS} tokens")
+    rows = [tokenizer.encode_text(text, bos=True) for text in TEXTS]
+    length = min(PROMPT_TOKENS, *map(len, rows))  # fewer if a tokenizer has words of its own for them
+    return Prompts(torch.tensor([row[:length] for row in rows]), f"{NUM_PROMPTS} stored texts of {length} tokens")
